@@ -1,0 +1,34 @@
+"""Separation of a training set into correctly and wrongly labelled samples."""
+
+from methods.separation.groups import (
+    ALL_CORRECT,
+    CORRECT,
+    MIS_H,
+    MIS_L,
+    OWN_FIT,
+    POOLED_FIT,
+    Separation,
+    SeparationConfig,
+    separate_loss,
+    separate_quality,
+)
+from methods.separation.mixture import Mixture, MixtureConfig, fit_mixture, mixture_posteriors
+from methods.separation.quantiles import scale_to_unit
+
+__all__ = [
+    "ALL_CORRECT",
+    "CORRECT",
+    "MIS_H",
+    "MIS_L",
+    "OWN_FIT",
+    "POOLED_FIT",
+    "Mixture",
+    "MixtureConfig",
+    "Separation",
+    "SeparationConfig",
+    "fit_mixture",
+    "mixture_posteriors",
+    "scale_to_unit",
+    "separate_loss",
+    "separate_quality",
+]

@@ -1,0 +1,258 @@
+"""Which samples are Correct, Mis-H or Mis-L, from each sample's loss and uncertainty.
+
+Reference: Hou, Xu, Feng, Chen, "QMix: Quality-aware Learning with Mixed Noise for Robust Retinal
+Disease Diagnosis", IEEE TMI 44(8), 2025, arXiv 2404.05169 (joint uncertainty-loss criterion); and,
+for the loss alone, Li, Socher, Hoi, "DivideMix", ICLR 2020, section 3.1.
+
+Ours, where the papers are silent: both statistics are clipped at their 0.5 % and 99.5 % quantiles
+before they are scaled; EM starts from quantiles of the data; the rules by which components get
+their meaning and by which a class falls back to the fit over all classes.
+
+The statistics are in-sample: of networks that were trained on these labels. Posteriors are
+responsibilities under the mixture, not calibrated probabilities.
+
+Shapes: M networks, N samples (position = sample_id), C classes, K = 3 groups.
+"""
+
+from dataclasses import dataclass, fields, replace
+from itertools import permutations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from methods.separation.mixture import Mixture, MixtureConfig, fit_mixture, mixture_posteriors
+from methods.separation.quantiles import scale_to_unit, segment_quantiles
+
+__all__ = [
+    "ALL_CORRECT",
+    "CORRECT",
+    "MIS_H",
+    "MIS_L",
+    "OWN_FIT",
+    "POOLED_FIT",
+    "Separation",
+    "SeparationConfig",
+    "quality_prototypes",
+    "separate_loss",
+    "separate_quality",
+]
+
+# The same numbers as in the data package, which methods do not import.
+CORRECT, MIS_H, MIS_L = 0, 1, 2
+NUM_GROUPS = 3
+
+# Where a class's posteriors come from.
+OWN_FIT, POOLED_FIT, ALL_CORRECT = 0, 1, 2
+
+_PROTOTYPE_QUANTILES = (0.1, 0.5, 0.9)
+# Component means nearer than this share of the scaled range do not tell two groups apart.
+_MIN_GAP = 1e-3
+
+
+class SeparationConfig(MixtureConfig):
+    """Settings of `separate_quality`."""
+
+    min_samples: int = Field(30, ge=1, description="smallest class with a fit of its own")
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Result of `separate_quality`, on the CPU.
+
+    Attributes:
+        posteriors: (M, N, 3) float64, columns CORRECT, MIS_H, MIS_L; rows sum to 1.
+        groups: (M, N) uint8, the column of the largest posterior (the first of equals).
+        mixture: each class's mixture, components in the order of the columns; the one over all
+            classes where ``source`` is not OWN_FIT.
+        source: (M, C) uint8: OWN_FIT, POOLED_FIT (too few samples, or no sensible arrangement of
+            the class's components) or ALL_CORRECT (nor of the pooled ones: posterior (1, 0, 0)).
+    """
+
+    posteriors: Tensor
+    groups: Tensor
+    mixture: Mixture
+    source: Tensor
+
+
+def separate_quality(
+    losses: Tensor,
+    uncertainties: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    sample_ids: Tensor | None = None,
+    config: SeparationConfig | None = None,
+) -> Separation:
+    """Split each given class into Correct, Mis-H and Mis-L, for each network.
+
+    Loss and uncertainty are scaled to [0, 1] per network; within each given class a mixture of
+    three Gaussians is fitted; `_arrange` gives the components their meaning. A class with fewer
+    than ``config.min_samples`` samples, or whose components have no sensible arrangement (constant
+    statistics, say), takes the mixture fitted over all classes. Where that has no sensible
+    arrangement either, or there are fewer than three samples in all, the samples are Correct with
+    posterior (1, 0, 0).
+
+    Args:
+        losses: (M, N) any float type, cross-entropy against the given label.
+        uncertainties: (M, N) any float type, entropy of the prediction.
+        labels: (N,) int64 in 0..C-1, the given labels.
+        num_classes: C; classes may be empty.
+        sample_ids: (N,) int64, for error messages; 0..N-1 if None.
+        config: settings; the defaults if None.
+
+    Raises:
+        ValueError: no samples, shapes differ, a label is out of range, or a statistic is not finite
+            (the message names network and sample_ids).
+    """
+    config = config or SeparationConfig()
+    _check_finite("loss", losses, sample_ids)
+    _check_finite("uncertainty", uncertainties, sample_ids)
+    if losses.shape != uncertainties.shape:
+        raise ValueError(
+            f"separation: losses have shape {tuple(losses.shape)},"
+            f" uncertainties {tuple(uncertainties.shape)}; expected the same"
+        )
+    features = torch.stack([scale_to_unit(losses), scale_to_unit(uncertainties)], dim=-1)
+    labels = labels.detach().cpu()
+    pooled, pooled_sensible = _fit_groups(features, torch.zeros_like(labels), 1, config)
+    own, own_sensible = _fit_groups(features, labels, num_classes, config)
+    use_own = own_sensible & (torch.bincount(labels, minlength=num_classes) >= config.min_samples)
+    use_pooled = pooled_sensible & (labels.numel() >= NUM_GROUPS)
+    source = torch.where(use_pooled, POOLED_FIT, ALL_CORRECT)
+    source = torch.where(use_own, OWN_FIT, source).to(torch.uint8)
+
+    mixture = _choose(use_own, own, pooled)
+    posteriors = mixture_posteriors(mixture, features, labels)
+    posteriors[source[:, labels] == ALL_CORRECT] = torch.eye(NUM_GROUPS).double()[CORRECT]
+    return Separation(posteriors, posteriors.argmax(dim=-1).to(torch.uint8), mixture, source)
+
+
+def separate_loss(
+    losses: Tensor, *, sample_ids: Tensor | None = None, config: MixtureConfig | None = None
+) -> Tensor:
+    """Probability that each sample's label is clean, from its loss alone (DivideMix).
+
+    Per network, two Gaussians are fitted to the scaled losses of all samples, started at their 10 %
+    and 90 % quantiles; the result is the posterior of the one with the lower mean. Where
+    the two means coincide (constant losses, a single sample) every label counts as clean.
+    DivideMix's published program takes 10 iterations, tolerance 1e-2, regularisation 5e-4 and
+    scikit-learn's random k-means start.
+
+    Args:
+        losses: (M, N) any float type, cross-entropy against the given label.
+        sample_ids: (N,) int64, for error messages; 0..N-1 if None.
+        config: EM settings; the defaults if None.
+
+    Returns:
+        (M, N) float64 in [0, 1] on the CPU; 1 = surely clean.
+
+    Raises:
+        ValueError: no samples, or a loss is not finite (the message names network and sample_ids).
+    """
+    _check_finite("loss", losses, sample_ids)
+    features = scale_to_unit(losses).unsqueeze(-1)
+    segments = torch.zeros(losses.shape[1], dtype=torch.int64)
+    low, _, high = segment_quantiles(features[..., 0], segments, 1, _PROTOTYPE_QUANTILES).unbind(-1)
+    start = torch.stack([low, high], dim=-1).unsqueeze(-1)
+    mixture = fit_mixture(features, segments, start, config)
+    means = mixture.means[:, 0, :, 0]
+    posteriors = mixture_posteriors(mixture, features, segments)
+    chosen = means.argmin(dim=1).view(-1, 1, 1).expand(*losses.shape, 1)
+    clean_probability = posteriors.gather(2, chosen).squeeze(2)
+    separable = (means[:, 0] - means[:, 1]).abs() > _MIN_GAP
+    return torch.where(separable.unsqueeze(1), clean_probability, 1.0)
+
+
+def quality_prototypes(features: Tensor, segments: Tensor, num_segments: int) -> Tensor:
+    """Start means of the three groups from quantiles of each segment's own statistics.
+
+    Correct = (low loss, low uncertainty), Mis-H = (high, low), Mis-L = (median, high), where low,
+    median and high are the 10 %, 50 % and 90 % quantiles.
+
+    Args:
+        features: (M, N, 2) float64, scaled loss and uncertainty.
+        segments: (N,) int64 in 0..S-1.
+        num_segments: S.
+
+    Returns:
+        (M, S, 3, 2) float64 in the order CORRECT, MIS_H, MIS_L; zeros for an empty segment.
+    """
+    loss, uncertainty = (
+        segment_quantiles(features[..., i], segments, num_segments, _PROTOTYPE_QUANTILES)
+        for i in range(2)
+    )
+    low, middle, high = range(3)
+    return torch.stack([loss[..., [low, high, middle]], uncertainty[..., [low, low, high]]], dim=-1)
+
+
+def _fit_groups(
+    features: Tensor, segments: Tensor, num_segments: int, config: MixtureConfig | None
+) -> tuple[Mixture, Tensor]:
+    """Mixtures with components in group order, and whether that order makes sense (M, S) bool."""
+    prototypes = quality_prototypes(features, segments, num_segments)
+    mixture = fit_mixture(features, segments, prototypes, config)
+    order, sensible = _arrange(mixture.means, prototypes)
+    arranged = replace(
+        mixture,
+        weights=mixture.weights.gather(2, order),
+        means=torch.take_along_dim(mixture.means, order[..., None], dim=2),
+        covariances=torch.take_along_dim(mixture.covariances, order[..., None, None], dim=2),
+    )
+    return arranged, sensible
+
+
+def _arrange(means: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Which component is which group: the sensible assignment nearest to the prototypes.
+
+    EM may carry a component away from where it started, so its index says nothing. An assignment is
+    sensible if Correct has the lowest mean loss of the three and a lower mean uncertainty than
+    Mis-L, each by more than `_MIN_GAP`. Of the sensible ones, that with the least sum of
+    squared distances between means and prototypes is taken: unlike ranking by one
+    coordinate, it does not mistake Mis-H for Mis-L where their uncertainties are nearly equal.
+
+    Args:
+        means: (M, S, 3, 2) float64, scaled loss and uncertainty.
+        prototypes: (M, S, 3, 2) float64 in group order.
+
+    Returns:
+        (M, S, 3) int64, the component of each group, and (M, S) bool, whether any is sensible.
+    """
+    orders = torch.tensor(list(permutations(range(NUM_GROUPS))))
+    candidates = means[:, :, orders]
+    distance = (candidates - prototypes.unsqueeze(2)).square().sum(dim=(-2, -1))
+    loss, uncertainty = candidates.unbind(-1)
+    wrong = torch.stack([loss[..., MIS_H], loss[..., MIS_L]], dim=-1).amin(-1)
+    sensible = (wrong - loss[..., CORRECT] > _MIN_GAP) & (
+        uncertainty[..., MIS_L] - uncertainty[..., CORRECT] > _MIN_GAP
+    )
+    best = torch.where(sensible, distance, torch.inf).argmin(dim=-1)
+    return orders[best], sensible.any(dim=-1)
+
+
+def _choose(use_first: Tensor, first: Mixture, second: Mixture) -> Mixture:
+    """Mixture of each (network, segment) from ``first`` where the (M, S) mask says so."""
+    chosen = {}
+    for field in fields(Mixture):
+        value = getattr(first, field.name)
+        mask = use_first.view(*use_first.shape, *[1] * (value.dim() - 2))
+        chosen[field.name] = torch.where(mask, value, getattr(second, field.name))
+    return Mixture(**chosen)
+
+
+def _check_finite(name: str, values: Tensor, sample_ids: Tensor | None) -> None:
+    """Refuse NaN and infinity, naming the first ten samples of each network that has any."""
+    if values.dim() != 2 or values.shape[1] == 0:
+        raise ValueError(
+            f"separation: {name} has shape {tuple(values.shape)}; expected (networks, samples >= 1)"
+        )
+    problems = []
+    for network, bad in enumerate((~torch.isfinite(values)).cpu()):
+        rows = bad.nonzero().flatten()
+        if rows.numel():
+            first = rows[:10] if sample_ids is None else sample_ids.cpu()[rows[:10]]
+            named = ", ".join(map(str, first.tolist()))
+            more = f" and {rows.numel() - 10} more" if rows.numel() > 10 else ""
+            problems.append(f"network {network}: sample_ids {named}{more}")
+    if problems:
+        raise ValueError(f"separation: {name} is not finite for {'; '.join(problems)}")
