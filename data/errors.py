@@ -1,8 +1,9 @@
 """The one error that a data set can cause and its user can mend."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
-__all__ = ["DataError", "shorten"]
+__all__ = ["DataError", "Problems", "shorten"]
 
 MAX_NAMED = 10
 
@@ -13,6 +14,38 @@ class DataError(ValueError):
     The message is written for the user. A single finding is one line; the findings of a whole
     check come in one error, a line for each kind.
     """
+
+
+class Problems:
+    """What a check found, kind by kind, so that the user mends everything in one go."""
+
+    def __init__(self, where: str):
+        """Starts with nothing found.
+
+        Args:
+            where: The data set or file that is checked; the message opens with it.
+        """
+        self._where = where
+        self._offenders: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, kind: str, offender: str) -> None:
+        """Notes one offender, such as ``labels.csv:17 '9'``, under a kind of problem."""
+        self._offenders[kind].append(offender)
+
+    def raise_any(self) -> None:
+        """Does nothing where nothing was found.
+
+        Raises:
+            DataError: Naming each kind, its number and its first offenders.
+        """
+        lines = [
+            f"{kind} ({len(offenders)}): {shorten(offenders)}"
+            for kind, offenders in self._offenders.items()
+        ]
+        if len(lines) == 1:
+            raise DataError(f"{self._where}: {lines[0]}")
+        if lines:
+            raise DataError("\n  ".join([f"{self._where}:", *lines]))
 
 
 def shorten(offenders: Sequence[str], limit: int = MAX_NAMED) -> str:

@@ -83,22 +83,25 @@ class ArrayImages:
     """Images held in memory."""
 
     def __init__(self, array: NDArray[np.uint8], size: int | None = None):
-        """Keeps the array as it is; images of another side are scaled when read.
+        """Keeps the array, not a copy; images of another side are scaled when read.
 
         Args:
             array: (N, S, S, 3) or (N, S, S) grey, uint8.
             size: Side in pixels of what is delivered; None = S.
         """
-        self.array = array
+        self.array = array.view()
+        self.array.flags.writeable = False
         self.size = array.shape[1] if size is None else size
 
     def __len__(self) -> int:
         return len(self.array)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """One image: (size, size, 3) uint8, a copy."""
-        image = _to_rgb(Image.fromarray(self.array[index]))
-        return _fit(image, self.size, "squash")
+        """One image: (size, size, 3) uint8; a read-only view where nothing is to be changed."""
+        image = self.array[index]
+        if image.shape == (self.size, self.size, 3):
+            return image
+        return _fit(_to_rgb(Image.fromarray(image)), self.size, "squash")
 
 
 def decode(path: Path, size: int, resize: Resize) -> NDArray[np.uint8]:

@@ -1,0 +1,92 @@
+"""Settings of the data section."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data.images import Resize
+from data.synthetic import SyntheticConfig
+
+__all__ = ["DataConfig", "SourceName"]
+
+SourceName = Literal[
+    "eyepacs",
+    "ddr",
+    "aptos2019",
+    "deepdrid",
+    "isic2019",
+    "ham10000",
+    "busi",
+    "folder",
+    "csv",
+    "digits",
+    "synthetic",
+]
+WITHOUT_FILES = ("digits", "synthetic")
+WITHOUT_LABEL_FILE = ("folder", *WITHOUT_FILES)
+
+
+class DataConfig(BaseModel):
+    """Which images and labels a run learns from, and how they are read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: SourceName = Field("synthetic", description="The data set, or the format of your own.")
+    root: Path | None = Field(
+        None, description="The data set's folder. Needed by all but digits and synthetic."
+    )
+    labels: Path | None = Field(
+        None,
+        description="The label file in place of the source's usual one, relative to the root "
+        "(ddr: the folder with its three lists).",
+    )
+    num_classes: int | None = Field(
+        None,
+        ge=2,
+        description="Number of classes; unset = what the source says. Labels of a plain CSV are "
+        "checked against it; for other sources it must agree with theirs.",
+    )
+    image_size: int = Field(
+        224, ge=8, description="Side in pixels of the square images that are delivered."
+    )
+    resize: Resize = Field(
+        "crop",
+        description="How an image becomes square: crop scales its shorter side and keeps the "
+        "centre, pad scales its longer side and adds black, squash scales each side on its own.",
+    )
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the training samples held out for validation where the source has "
+        "no such split: by patient where known, stratified by class; 0 = none.",
+    )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of all samples held out for testing where the source has no test "
+        "split: likewise, but the same for every run.seed.",
+    )
+    on_unreadable: Literal["error", "quarantine"] = Field(
+        "error",
+        description="What becomes of missing and damaged images: error stops (missing ones at "
+        "once, damaged ones when --check or training meets them); quarantine decodes every image "
+        "at the start, leaves the unreadable ones out and names them.",
+    )
+    num_workers: int = Field(2, ge=0, description="Processes a rank that read images; 0 = itself.")
+    cache: Literal["none", "memory"] = Field(
+        "none", description="memory keeps each image in memory once it has been read."
+    )
+    synthetic: SyntheticConfig = Field(
+        default_factory=SyntheticConfig, description="The synthetic source's own settings."
+    )
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> "DataConfig":
+        if self.root is None and self.source not in WITHOUT_FILES:
+            raise ValueError(f"root: not set; source {self.source} needs the folder of its images")
+        if self.labels is not None and self.source in WITHOUT_LABEL_FILE:
+            raise ValueError(f"labels: set to {self.labels}, but source {self.source} reads none")
+        return self

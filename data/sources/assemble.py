@@ -1,0 +1,221 @@
+"""From rows of text to a checked manifest: the part that every data set in files shares."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import DataConfig
+from data.errors import DataError, Problems, shorten
+from data.images import FileImages
+from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION, Manifest, PackedStrings
+from data.sources.finder import ImageFinder
+from data.sources.source import Source
+from data.sources.table import Row
+
+__all__ = ["assemble", "data_root", "label_file"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {
+    "train": TRAIN,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "validation": VALIDATION,
+    "test": TEST,
+}
+WHOLE_NUMBER = re.compile(r"-?[0-9]+")
+
+
+def data_root(config: DataConfig) -> Path:
+    """The data set's folder.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    if config.root is None or not config.root.is_dir():
+        raise DataError(f"data.root: {config.root} is no folder")
+    return config.root
+
+
+def label_file(config: DataConfig, usual: str) -> Path:
+    """The label file: the configured one, or the source's usual one; relative to the root."""
+    return data_root(config) / (config.labels or usual)
+
+
+def assemble(
+    rows: Sequence[Row],
+    config: DataConfig,
+    class_names: tuple[str, ...] | None = None,
+    folders: tuple[str, ...] = ("",),
+) -> Source:
+    """Checks rows and makes a data set of them.
+
+    Args:
+        rows: What the label files say.
+        config: The data section.
+        class_names: The classes in the order of their numbers; None = found in the labels: their
+            numbers, or, where none of them is a number, their names in alphabetical order.
+        folders: Where images are looked for, relative to the root.
+
+    Raises:
+        DataError: Naming all problems: images that are missing (unless they are quarantined),
+            ambiguous or listed twice, labels or other values that are not allowed, patients on
+            two sides of a split.
+    """
+    root = data_root(config)
+    problems = Problems(str(root))
+    if class_names is None:
+        class_names = _find_classes(rows, config.num_classes)
+    if config.num_classes not in (None, len(class_names)):
+        problems.add(f"data.num_classes is {config.num_classes}, classes", ", ".join(class_names))
+    names = _locate(rows, ImageFinder(root, folders), problems)
+    lost = [row for row, name in zip(rows, names, strict=True) if not name]
+    if config.on_unreadable == "error":
+        for row in lost:
+            kind = f"no such image in {', '.join(folder or '.' for folder in folders)}"
+            problems.add(kind, f"{row.place} {row.image!r}")
+    columns = _parse_columns(rows, class_names, problems)
+    problems.raise_any()
+    if lost:
+        offenders = [f"{row.place} {row.image!r}" for row in lost]
+        logger.warning("%s: left out, no such image: %s", root, shorten(offenders))
+    kept = np.flatnonzero([bool(name) for name in names])
+    manifest = Manifest(names=PackedStrings.pack(names), class_names=class_names, **columns)
+    manifest = manifest.select(kept)
+    reader = FileImages(root, manifest.names, config.image_size, config.resize)
+    return Source(manifest, reader, tuple(row.image for row in lost))
+
+
+def _locate(rows: Sequence[Row], finder: ImageFinder, problems: Problems) -> list[str]:
+    """Each row's image file, relative to the root; empty where there is none."""
+    names: list[str] = []
+    places: dict[str, str] = {}
+    for row in rows:
+        matches = finder.find(row.image) if row.image else []
+        if len(matches) > 1:
+            offender = f"{row.place} {row.image!r} ({', '.join(matches)})"
+            problems.add("name that fits more than one file", offender)
+        elif matches and places.setdefault(matches[0], row.place) != row.place:
+            offender = f"{row.place} {row.image!r} (also {places[matches[0]]})"
+            problems.add("same image twice", offender)
+        names.append(matches[0] if matches else "")
+    return names
+
+
+def _parse_columns(
+    rows: Sequence[Row], class_names: tuple[str, ...], problems: Problems
+) -> dict[str, Any]:
+    """The manifest's arrays, (N) each; what is wrong goes to `problems`."""
+    parse_label = _label_parser(class_names)
+    patients = _encode([row.patient for row in rows])
+    # Where no row has a split, all are training samples until splits are carved.
+    no_splits = TRAIN if not any(row.split for row in rows) else None
+    split = _parse(rows, "split", _parse_split, problems, empty=no_splits).astype(np.uint8)
+    _check_patients(rows, patients, split, problems)
+    return {
+        "labels": _parse(rows, "label", parse_label, problems),
+        "true_labels": _parse(rows, "true_label", parse_label, problems, empty=UNKNOWN),
+        "quality": _parse(rows, "quality", _parse_quality, problems, empty=UNKNOWN),
+        "patients": patients,
+        "split": split,
+    }
+
+
+def _find_classes(rows: Sequence[Row], num_classes: int | None) -> tuple[str, ...]:
+    """The classes of labels that come without a list of them."""
+    texts = {text for row in rows for text in (row.label, row.true_label) if text}
+    numbers = [int(text) for text in texts if WHOLE_NUMBER.fullmatch(text)]
+    if texts and not numbers:
+        return tuple(sorted(texts))
+    if num_classes is None:
+        # Each class needs a sample, so a larger number is a mistake, not a class.
+        num_classes = max((number for number in numbers if number < len(rows)), default=0) + 1
+    return tuple(map(str, range(num_classes)))
+
+
+def _label_parser(class_names: tuple[str, ...]) -> Callable[[str], int]:
+    """A function from a label's text to its number; raises ValueError with the kind of problem."""
+    numbers = {str(number): number for number in range(len(class_names))}
+    # A name goes before a number: folders "1", "2", "3" are the classes 0, 1, 2.
+    lookup = numbers | {name: number for number, name in enumerate(class_names)}
+    allowed = f"0..{len(class_names) - 1}"
+    if set(class_names) != set(numbers):
+        allowed = f"{allowed} or {', '.join(class_names)}"
+
+    def parse(text: str) -> int:
+        if text in lookup:
+            return lookup[text]
+        if WHOLE_NUMBER.fullmatch(text):
+            raise ValueError(f"label outside {allowed}")
+        raise ValueError(f"label that is no number and no class, expected {allowed}")
+
+    return parse
+
+
+def _parse_quality(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("quality that is no whole number from 0")
+    return int(text)
+
+
+def _parse_split(text: str) -> int:
+    if text.lower() not in SPLITS:
+        raise ValueError("split other than train, val or test")
+    return SPLITS[text.lower()]
+
+
+def _parse(
+    rows: Sequence[Row],
+    field: str,
+    parse: Callable[[str], int],
+    problems: Problems,
+    empty: int | None = None,
+) -> NDArray[np.int64]:
+    """Parses one field of all rows; what is wrong goes to `problems`.
+
+    Args:
+        rows: (N) rows.
+        field: The field's name.
+        parse: From text to number; raises ValueError with the kind of problem.
+        problems: Gathers the offenders.
+        empty: The value of an empty text; None = `parse` decides, and an empty label is a problem.
+
+    Returns:
+        (N,) int64.
+    """
+    values = np.empty(len(rows), np.int64)
+    for index, row in enumerate(rows):
+        text = getattr(row, field)
+        try:
+            values[index] = empty if not text and empty is not None else parse(text)
+        except ValueError as error:
+            values[index] = 0
+            kind = f"empty {field}" if not text else str(error)
+            problems.add(kind, f"{row.place} {text!r}" if text else row.place)
+    return values
+
+
+def _encode(texts: Sequence[str]) -> NDArray[np.int64]:
+    """Numbers distinct texts by first appearance; an empty one is unknown."""
+    codes: dict[str, int] = {"": UNKNOWN}
+    return np.array([codes.setdefault(text, len(codes) - 1) for text in texts], np.int64)
+
+
+def _check_patients(
+    rows: Sequence[Row], patients: NDArray[np.int64], split: NDArray[np.uint8], problems: Problems
+) -> None:
+    """Notes each patient (or other group) with samples in two splits."""
+    known = patients != UNKNOWN
+    pairs, first = np.unique(np.stack([patients, split])[:, known], axis=1, return_index=True)
+    places = np.flatnonzero(known)[first]
+    for one, other in zip(range(pairs.shape[1]), range(1, pairs.shape[1]), strict=False):
+        if pairs[0, one] == pairs[0, other]:
+            sides = " and ".join(
+                f"{SPLIT_NAMES[pairs[1, at]]} ({rows[places[at]].place})" for at in (one, other)
+            )
+            problems.add("patient or group in two splits", f"{rows[places[one]].patient}: {sides}")

@@ -1,0 +1,75 @@
+"""A loaded data set, and the check that decodes every image of it."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.errors import DataError, shorten
+from data.images import FileImages, ImageReader, find_unreadable
+from data.manifest import Manifest
+
+__all__ = ["Source", "check_images", "quarantine_unreadable"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, ready to be read.
+
+    Attributes:
+        manifest: What is known about each sample.
+        reader: Its images, by sample_id.
+        quarantined: Names of the images that were left out because they cannot be read.
+    """
+
+    manifest: Manifest
+    reader: ImageReader
+    quarantined: tuple[str, ...] = ()
+
+
+def check_images(source: Source, num_threads: int = 1) -> None:
+    """Decodes every image once: the only way to find truncated files before the run does.
+
+    Args:
+        source: What `load_source` returned. With ``on_unreadable: quarantine`` it has been
+            checked already.
+        num_threads: How many images are decoded at a time.
+
+    Raises:
+        DataError: Naming the first unreadable images and the number of the others.
+    """
+    unreadable = find_unreadable(source.reader, num_threads)
+    if unreadable:
+        raise DataError(
+            f"{len(unreadable)} of {len(source.reader)} images cannot be read; mend them or set "
+            f"data.on_unreadable to quarantine: {shorten(list(unreadable.values()))}"
+        )
+
+
+def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
+    """Decodes every image once and leaves out, with a warning, those that fail.
+
+    Args:
+        source: A data set.
+        num_threads: How many images are decoded at a time.
+
+    Returns:
+        The data set without them; the samples are numbered anew.
+    """
+    reader = source.reader
+    if not isinstance(reader, FileImages):  # pixels held in memory have been decoded
+        return source
+    unreadable = find_unreadable(reader, num_threads)
+    if not unreadable:
+        return source
+    logger.warning("left out as unreadable: %s", shorten(list(unreadable.values())))
+    kept = np.setdiff1d(np.arange(len(reader)), list(unreadable))
+    manifest = source.manifest.select(kept)
+    return replace(
+        source,
+        manifest=manifest,
+        reader=FileImages(reader.root, manifest.names, reader.size, reader.resize),
+        quarantined=source.quarantined + tuple(reader.names[index] for index in unreadable),
+    )
