@@ -114,7 +114,7 @@ def separate_quality(
             f" uncertainties {tuple(uncertainties.shape)}; expected the same"
         )
     features = torch.stack([scale_to_unit(losses), scale_to_unit(uncertainties)], dim=-1)
-    labels = labels.detach().cpu()
+    labels = _checked_labels(labels, losses.shape[1], num_classes)
     pooled, pooled_sensible = _fit_groups(features, torch.zeros_like(labels), 1, config)
     own, own_sensible = _fit_groups(features, labels, num_classes, config)
     use_own = own_sensible & (torch.bincount(labels, minlength=num_classes) >= config.min_samples)
@@ -192,7 +192,9 @@ def _fit_groups(
     """Mixtures with components in group order, and whether that order makes sense (M, S) bool."""
     prototypes = quality_prototypes(features, segments, num_segments)
     mixture = fit_mixture(features, segments, prototypes, config)
-    order, sensible = _arrange(mixture.means, prototypes)
+    counts = torch.bincount(segments, minlength=num_segments).unsqueeze(-1)
+    alive = mixture.weights * counts >= 1
+    order, sensible = _arrange(mixture.means, prototypes, alive)
     arranged = replace(
         mixture,
         weights=mixture.weights.gather(2, order),
@@ -202,18 +204,20 @@ def _fit_groups(
     return arranged, sensible
 
 
-def _arrange(means: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+def _arrange(means: Tensor, prototypes: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
     """Which component is which group: the sensible assignment nearest to the prototypes.
 
     EM may carry a component away from where it started, so its index says nothing. An assignment is
-    sensible if Correct has the lowest mean loss of the three and a lower mean uncertainty than
-    Mis-L, each by more than `_MIN_GAP`. Of the sensible ones, that with the least sum of
-    squared distances between means and prototypes is taken: unlike ranking by one
-    coordinate, it does not mistake Mis-H for Mis-L where their uncertainties are nearly equal.
+    sensible if Correct is alive and has the lowest mean loss of the three and a lower mean
+    uncertainty than Mis-L, each by more than `_MIN_GAP`. (Without Mis-H or Mis-L, one component
+    may well die.) Of the sensible ones, that with the least sum of squared distances between means
+    and prototypes is taken: unlike ranking by one coordinate, it does not mistake Mis-H for
+    Mis-L where their uncertainties are nearly equal.
 
     Args:
         means: (M, S, 3, 2) float64, scaled loss and uncertainty.
         prototypes: (M, S, 3, 2) float64 in group order.
+        alive: (M, S, 3) bool, whether the component holds any sample.
 
     Returns:
         (M, S, 3) int64, the component of each group, and (M, S) bool, whether any is sensible.
@@ -223,9 +227,8 @@ def _arrange(means: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     distance = (candidates - prototypes.unsqueeze(2)).square().sum(dim=(-2, -1))
     loss, uncertainty = candidates.unbind(-1)
     wrong = torch.stack([loss[..., MIS_H], loss[..., MIS_L]], dim=-1).amin(-1)
-    sensible = (wrong - loss[..., CORRECT] > _MIN_GAP) & (
-        uncertainty[..., MIS_L] - uncertainty[..., CORRECT] > _MIN_GAP
-    )
+    surer = uncertainty[..., MIS_L] - uncertainty[..., CORRECT] > _MIN_GAP
+    sensible = alive[:, :, orders[:, CORRECT]] & (wrong - loss[..., CORRECT] > _MIN_GAP) & surer
     best = torch.where(sensible, distance, torch.inf).argmin(dim=-1)
     return orders[best], sensible.any(dim=-1)
 
@@ -238,6 +241,20 @@ def _choose(use_first: Tensor, first: Mixture, second: Mixture) -> Mixture:
         mask = use_first.view(*use_first.shape, *[1] * (value.dim() - 2))
         chosen[field.name] = torch.where(mask, value, getattr(second, field.name))
     return Mixture(**chosen)
+
+
+def _checked_labels(labels: Tensor, num_samples: int, num_classes: int) -> Tensor:
+    labels = labels.detach().cpu()
+    if labels.shape != (num_samples,):
+        raise ValueError(
+            f"separation: labels have shape {tuple(labels.shape)}; expected ({num_samples},)"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"separation: labels lie in {int(labels.min())}..{int(labels.max())};"
+            f" expected 0..{num_classes - 1}"
+        )
+    return labels
 
 
 def _check_finite(name: str, values: Tensor, sample_ids: Tensor | None) -> None:
