@@ -1,0 +1,129 @@
+"""From sample ids to batches of decoded images, for batches that are decided elsewhere.
+
+The data set never changes and yields (sample_id, image): labels, weights and groups live in tables
+on the training side, so workers that live as long as the run can never go stale.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from data.degrade import degrade
+from data.images import ArrayImages, ImageReader
+
+__all__ = ["DegradedImages", "ImageDataset", "SampleLoader", "hold_in_memory"]
+
+
+class DegradedImages:
+    """A reader that spoils the quality of some of another reader's images.
+
+    Args:
+        reader: The original images.
+        degraded: (N,) bool, which of them to spoil.
+        severity: Smallest and largest severity.
+        seed: Seed of the noise; an image is always spoiled in the same way.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        degraded: NDArray[np.bool_],
+        severity: tuple[float, float],
+        seed: int,
+    ) -> None:
+        self.reader, self.degraded = reader, degraded
+        self.severity, self.seed = severity, seed
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image (S, S, 3) uint8, spoiled or as it is."""
+        image = self.reader.read(index)
+        if self.degraded[index]:
+            return degrade(image, self.severity, self.seed, index)
+        return image
+
+
+def hold_in_memory(reader: ImageReader, num_threads: int, *, show_progress: bool) -> ArrayImages:
+    """Decode all images once; for sets that fit into the memory of each process.
+
+    Args:
+        reader: Images to hold.
+        num_threads: Threads that decode (decoders release Python's lock).
+        show_progress: Whether to draw a progress bar on a terminal.
+    """
+    first = reader.read(0)
+    images = np.empty((len(reader), *first.shape), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = reader.read(index)
+
+    with ThreadPoolExecutor(max(num_threads, 1)) as pool:
+        done = pool.map(decode, range(len(reader)))
+        hidden = None if show_progress else True
+        for _ in tqdm(done, total=len(reader), desc="decoding", unit="image", disable=hidden):
+            pass
+    return ArrayImages(images)
+
+
+class ImageDataset(Dataset[Any]):
+    """All images of the manifest as (sample_id, (3, S, S) uint8)."""
+
+    def __init__(self, reader: ImageReader) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        # A copy: readers may hand out views of an array that they keep.
+        image = np.array(self.reader.read(index).transpose(2, 0, 1), order="C")
+        return index, torch.from_numpy(image)
+
+
+class _GivenBatches(Sampler[list[int]]):
+    """Yields the batches that were set last; DataLoader asks it anew at each iteration."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[NDArray[np.int64]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield batch.tolist()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class SampleLoader:
+    """One set of workers for the whole run, given its batches phase by phase.
+
+    Args:
+        dataset: Images by sample id.
+        num_workers: Processes that decode; 0 = in this one. The batches do not depend on it.
+        pin_memory: Whether to page-lock batches, for asynchronous copies to a GPU.
+    """
+
+    def __init__(self, dataset: ImageDataset, num_workers: int, *, pin_memory: bool) -> None:
+        self._sampler = _GivenBatches()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self._sampler,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+
+    def __call__(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in the given order: sample_ids (B,) int64 and images (B, 3, S, S) uint8."""
+        self._sampler.batches = list(batches)
+        if self._sampler.batches:
+            yield from self._loader

@@ -1,0 +1,159 @@
+"""Checkpoints: complete or not there at all.
+
+A checkpoint is a folder ``checkpoints/epoch-0007`` with the method's weights and the ledger as
+safetensors, the optimiser's state, and ``state.json``: where the run stands, its configuration,
+versions and the checksum of each file. It is written under another name, flushed and renamed, so a
+process killed at any moment leaves the previous ones as they were.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+__all__ = ["CheckpointError", "Checkpoints", "Snapshot"]
+
+logger = logging.getLogger(__name__)
+
+_STATE = "state.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a run needs to go on.
+
+    Attributes:
+        epochs_done: Number of finished epochs; the run goes on at the epoch of this number.
+        method: Weights and buffers by name.
+        ledger: Columns by name.
+        optimizer: State of the optimiser, and of the loss scaler in fp16; tensors and plain values.
+        config: The resolved configuration as a tree.
+        versions: Package name -> version.
+    """
+
+    epochs_done: int
+    method: Mapping[str, Tensor]
+    ledger: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: ``<run.dir>/checkpoints``.
+        keep: How many of the newest are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Write a checkpoint and remove those that are no longer kept; one process calls this.
+
+        Raises:
+            OSError: The disk is full or not writable; earlier checkpoints are untouched.
+        """
+        target = self.folder / f"epoch-{snapshot.epochs_done:04d}"
+        temporary = self.folder / f".{target.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            _write(temporary, snapshot)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _flush(self.folder)
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old)
+        return target
+
+    def latest(self) -> Snapshot | None:
+        """The newest checkpoint that is complete; torn ones are skipped with a warning.
+
+        Returns:
+            The snapshot, its tensors on the CPU; None where there is none.
+        """
+        for folder in self._newest_first():
+            try:
+                return load(folder)
+            except CheckpointError as error:
+                logger.warning("skipping a checkpoint: %s", error)
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*"), reverse=True)
+
+
+def load(folder: Path) -> Snapshot:
+    """Read a checkpoint after checking every file of it.
+
+    Raises:
+        CheckpointError: A file is missing or differs from its checksum.
+    """
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {_STATE} cannot be read ({error})") from error
+    for name, checksum in state["sha256"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != checksum:
+            raise CheckpointError(f"{folder}: {name} is missing or damaged")
+    return Snapshot(
+        epochs_done=state["epochs_done"],
+        method=safetensors.torch.load_file(folder / "method.safetensors"),
+        ledger=safetensors.torch.load_file(folder / "ledger.safetensors"),
+        optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
+        config=state["config"],
+        versions=state["versions"],
+    )
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    """Write all files of a checkpoint, ``state.json`` with their checksums last."""
+    for name in ("method", "ledger"):
+        tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(snapshot, name).items()}
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+    torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
+    files = sorted(folder.iterdir())
+    state = {
+        "epochs_done": snapshot.epochs_done,
+        "config": snapshot.config,
+        "versions": snapshot.versions,
+        "sha256": {file.name: _sha256(file) for file in files},
+    }
+    (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    for path in (*files, folder / _STATE, folder):
+        _flush(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""What ranks tell each other, in the few shapes this project needs.
+
+Every function is the identity in a run of one process, so callers never ask how many there are.
+All ranks must call each of them, in the same order and never on a branch that ranks could take
+differently.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = [
+    "all_equal",
+    "all_reduce_sum",
+    "all_reduce_sum_with_grad",
+    "average_batch_statistics",
+    "broadcast",
+    "gather_objects",
+    "gather_rows",
+    "gather_with_grad",
+    "num_ranks",
+    "rank",
+]
+
+
+def num_ranks() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _on_the_wire(tensor: Tensor) -> Tensor:
+    """The tensor where the process group can take it: NCCL reads GPU memory alone."""
+    if dist.get_backend() == "nccl" and not tensor.is_cuda:
+        return tensor.cuda()
+    return tensor
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, without gradient.
+
+    Args:
+        tensor: Any shape, the same on every rank.
+
+    Returns:
+        A new tensor of the same shape, dtype and device, equal on every rank.
+    """
+    if num_ranks() == 1:
+        return tensor.detach().clone()
+    total = _on_the_wire(tensor.detach().clone())
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """y = sum over ranks of x; so dL/dx on a rank is the sum over ranks of their dL/dy."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_reduce_sum(gradients[0])
+
+
+class _GatherOverRanks(torch.autograd.Function):
+    """y = concatenation over ranks of x; each rank's slice gets its gradient from all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.num_rows = tensor.shape[0]
+        parts = [torch.empty_like(tensor) for _ in range(num_ranks())]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        start = rank() * ctx.num_rows
+        return all_reduce_sum(gradients[0])[start : start + ctx.num_rows]
+
+
+def all_reduce_sum_with_grad(tensor: Tensor) -> Tensor:
+    """Sum over ranks through which gradients flow back to every rank.
+
+    Each rank's loss may use the sum; the gradient that arrives here is then that of the ranks'
+    *summed* losses.
+
+    Args:
+        tensor: Any shape, the same on every rank.
+
+    Returns:
+        Tensor of the same shape, equal on every rank.
+    """
+    if num_ranks() == 1:
+        return tensor
+    summed: Tensor = _SumOverRanks.apply(tensor)
+    return summed
+
+
+def gather_with_grad(tensor: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradient to the rank that made them.
+
+    Args:
+        tensor: (B, ...), the same shape on every rank.
+
+    Returns:
+        (B * num_ranks, ...), equal on every rank. Row i of rank r is at r * B + i: the order of the
+        global batch.
+    """
+    if num_ranks() == 1:
+        return tensor
+    gathered: Tensor = _GatherOverRanks.apply(tensor)
+    return gathered
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, where ranks may hold different numbers of rows.
+
+    Args:
+        tensor: (B_r, ...) with B_r >= 0; the other dimensions and the dtype equal on all ranks.
+
+    Returns:
+        (sum of B_r, ...) on the device of ``tensor``, without gradient.
+    """
+    if num_ranks() == 1:
+        return tensor.detach().clone()
+    mine = _on_the_wire(tensor.detach().contiguous())
+    lengths = all_reduce_sum(
+        torch.eye(num_ranks(), dtype=torch.int64, device=mine.device)[rank()] * mine.shape[0]
+    ).tolist()
+    padded = mine.new_zeros((max(lengths), *mine.shape[1:]))
+    padded[: mine.shape[0]] = mine
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    rows = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+    return rows.to(tensor.device)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Small picklable values of all ranks in rank order (for messages, never per sample)."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor on every rank.
+
+    Used for results that each rank could compute itself, where different processors could round
+    differently.
+
+    Args:
+        tensor: Any shape and dtype, the same on every rank.
+
+    Returns:
+        Tensor like ``tensor``.
+    """
+    if num_ranks() == 1:
+        return tensor
+    copy = _on_the_wire(tensor.detach().clone().contiguous())
+    dist.broadcast(copy, src=0)
+    return copy.to(tensor.device)
+
+
+def all_equal(value: str) -> bool:
+    """Whether all ranks hold the same text, for instance a digest."""
+    return len(set(gather_objects(value))) == 1
+
+
+def average_batch_statistics(module: nn.Module) -> None:
+    """Average BatchNorm's running statistics over ranks, in place.
+
+    Plain BatchNorm sees its own rank's batches only; before anything is evaluated or saved the
+    ranks agree on one set of statistics. Other normalisation layers have none of their own.
+    """
+    if num_ranks() == 1:
+        return
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for buffer in (layer.running_mean, layer.running_var):
+                if buffer is not None:
+                    buffer.copy_(all_reduce_sum(buffer) / num_ranks())

@@ -1,0 +1,98 @@
+"""The plan: which samples are in which batch, as a pure function of what the run is.
+
+The *global* batch is the unit. Its samples depend on the seed, the epoch, the training samples and
+the global batch size, and on nothing else: not on the number of processes, of workers, or on where
+a run was resumed. A rank takes its slice of each global batch, so going on at step k is
+``rank_slice(global_batches(...)[k:], ...)``: there is no sampler state to restore.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["global_batches", "num_steps", "per_rank_batch_size", "rank_slice", "whole_batches"]
+
+IntArray = NDArray[np.int64]
+
+# Keeps the stream of shuffles apart from other uses of the same seed.
+_SHUFFLE_STREAM = 0x5EED
+
+
+def num_steps(num_samples: int, batch_size: int) -> int:
+    """Optimiser steps of one epoch: the number of full global batches.
+
+    What is left over after the last full batch is left out of that epoch's training (other samples
+    in each epoch), so that every step has the same shape on every rank. Statistics are taken over
+    all samples, in :func:`whole_batches`.
+
+    Raises:
+        ValueError: There are fewer samples than one global batch.
+    """
+    if num_samples < batch_size:
+        raise ValueError(
+            f"optim.batch_size: {batch_size} is more than the {num_samples} training samples; "
+            f"at most {num_samples} is possible"
+        )
+    return num_samples // batch_size
+
+
+def per_rank_batch_size(batch_size: int, num_ranks: int) -> int:
+    """Samples of a global batch that each rank takes.
+
+    Raises:
+        ValueError: The global batch cannot be divided evenly, or leaves a rank fewer than two
+            samples (of which BatchNorm could make no statistics).
+    """
+    if batch_size % num_ranks or batch_size < 2 * num_ranks:
+        below = max(batch_size // num_ranks, 2) * num_ranks
+        above = max(-(-batch_size // num_ranks), 2) * num_ranks
+        nearest = " or ".join(str(size) for size in sorted({below, above}))
+        raise ValueError(
+            f"optim.batch_size: {batch_size} samples cannot be shared evenly by {num_ranks} "
+            f"processes with at least 2 each; nearest possible: {nearest}"
+        )
+    return batch_size // num_ranks
+
+
+def global_batches(seed: int, epoch: int, sample_ids: IntArray, batch_size: int) -> IntArray:
+    """The global batches of an epoch in the order in which they are trained on.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epoch from 0; each has its own shuffle.
+        sample_ids: (N,) int64, the training samples in ascending order.
+        batch_size: Size of the global batch, the sum over ranks.
+
+    Returns:
+        (steps, batch_size) int64 sample ids; each id at most once.
+    """
+    steps = num_steps(len(sample_ids), batch_size)
+    generator = np.random.default_rng(np.random.SeedSequence([seed, epoch, _SHUFFLE_STREAM]))
+    order = generator.permutation(len(sample_ids))
+    return sample_ids[order[: steps * batch_size]].reshape(steps, batch_size)
+
+
+def rank_slice(batches: IntArray, rank: int, num_ranks: int) -> IntArray:
+    """This rank's contiguous part of each global batch: (steps, batch_size / num_ranks) int64."""
+    size = per_rank_batch_size(batches.shape[1], num_ranks)
+    return batches[:, rank * size : (rank + 1) * size]
+
+
+def whole_batches(
+    sample_ids: IntArray, batch_size: int, rank: int, num_ranks: int
+) -> list[IntArray]:
+    """Batches for evaluation: every id exactly once over all ranks, no padding.
+
+    Batches are cut before they are dealt out, each whole to one rank, so a sample is evaluated in
+    the same company whatever the number of processes and its result is the same to the last bit.
+
+    Args:
+        sample_ids: (N,) int64.
+        batch_size: Samples a batch; the last one may be smaller.
+        rank: This process.
+        num_ranks: Number of processes.
+
+    Returns:
+        This rank's batches, (<= batch_size,) int64 each; possibly none.
+    """
+    batches = np.split(sample_ids, range(batch_size, len(sample_ids), batch_size))
+    return [batch for batch in batches[rank::num_ranks] if len(batch)]

@@ -1,0 +1,138 @@
+"""The run folder: the resolved configuration, one line of metrics an epoch, and their summary."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Record", "RunConfig", "Summary", "summarise", "write_text"]
+
+Metrics = dict[str, Any]
+
+# By quadratic weighted kappa, which ordinal grades are judged by.
+SELECTION_METRIC = "kappa"
+NUM_LAST = 5
+
+
+class RunConfig(BaseModel):
+    """Section ``run``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dir: Path = Field(description="The run's own folder; made when missing.")
+    epochs: int = Field(100, ge=1, description="Epochs of the whole run, warm-up included.")
+    seed: int = Field(
+        0, ge=0, description="Of weights, order, views and, unless given there, noise."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest are kept.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON holds it: what is undefined (NaN) or infinite becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Record:
+    """``metrics.jsonl``: one JSON object an epoch, with the key ``epoch``.
+
+    Args:
+        path: The file.
+        first_epoch: Epoch that the run starts or goes on at; lines from there on, left by an
+            attempt that was cut off, are removed.
+    """
+
+    def __init__(self, path: Path, first_epoch: int) -> None:
+        self.path = path
+        self.history = [line for line in self.read(path) if line["epoch"] < first_epoch]
+        self._rewrite()
+
+    @staticmethod
+    def read(path: Path) -> list[Metrics]:
+        """All complete lines of a record; none where there is no file."""
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="utf-8")
+        # A line that was being written when the process was killed has no end.
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def append(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Add an epoch's metrics."""
+        line = {"epoch": epoch} | {key: _plain(value) for key, value in metrics.items()}
+        self.history.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _rewrite(self) -> None:
+        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.history]
+        write_text(self.path, "".join(lines))
+
+
+class Summary(BaseModel):
+    """Test metrics of a run at the epochs that are reported.
+
+    Attributes:
+        best_epoch: Epoch chosen by validation, or by the test set where there is no validation.
+        selected_on: ``validation`` or ``test``; the second is optimistic and is marked so.
+        best: Metrics of that epoch.
+        last: Metrics of the last epoch.
+        mean_last: Means over the last five epochs.
+    """
+
+    best_epoch: int
+    selected_on: str
+    best: dict[str, float]
+    last: dict[str, float]
+    mean_last: dict[str, float]
+
+
+def summarise(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Summary:
+    """Best, last, and mean of the last five epochs.
+
+    Args:
+        history: Lines of a record, at least one.
+        names: Metrics without their ``eval/`` prefix.
+
+    Returns:
+        The summary; undefined values are NaN.
+    """
+    key = f"validation/{SELECTION_METRIC}"
+    selected_on = "validation" if history[-1].get(key) is not None else "test"
+    if selected_on == "test":
+        key = f"eval/{SELECTION_METRIC}"
+    best = max(history, key=lambda line: _number(line, key, missing=-math.inf))
+
+    def values(line: Mapping[str, Any]) -> dict[str, float]:
+        return {name: _number(line, f"eval/{name}") for name in names}
+
+    last_lines = [values(line) for line in history[-NUM_LAST:]]
+    return Summary(
+        best_epoch=best["epoch"],
+        selected_on=selected_on,
+        best=values(best),
+        last=values(history[-1]),
+        mean_last={name: statistics.fmean(line[name] for line in last_lines) for name in names},
+    )
+
+
+def _number(line: Mapping[str, Any], key: str, missing: float = math.nan) -> float:
+    value = line.get(key)
+    return missing if value is None else float(value)

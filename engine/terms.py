@@ -1,0 +1,85 @@
+"""From each rank's sums and counts to one loss: never a mean of means."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine import collectives
+from methods.method import Term
+
+__all__ = ["NonFiniteLossError", "TermMeans", "global_loss"]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite on some rank; raised on all ranks together."""
+
+
+def global_loss(terms: Mapping[str, Term], sample_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss whose gradient, averaged over ranks by the wrapper, is that of the global batch.
+
+    Each term's local sum is divided by its *global* count, fetched for all terms in one small
+    all-reduce, and multiplied by the number of ranks, since DDP averages gradients.
+
+    Args:
+        terms: The method's terms, the same names in the same order on every rank.
+        sample_ids: (B,) int64 of this rank, for the message.
+
+    Returns:
+        The loss to differentiate, and per term this rank's share of its global mean (detached;
+        summed over ranks it is the mean).
+
+    Raises:
+        NonFiniteLossError: Some rank's term is not finite.
+    """
+    totals = torch.stack([term.total.detach().float() for term in terms.values()])
+    broken = (~totals.isfinite()).any().float()
+    counts = torch.stack([term.count.detach().float() for term in terms.values()] + [broken])
+    counts = collectives.all_reduce_sum(counts)
+    if counts[-1] > 0:
+        _raise_non_finite(terms, sample_ids)
+    # A term without any sample has a sum of zero.
+    shares = counts[:-1].clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+    shares = torch.where(counts[:-1] > 0, shares, 0.0)
+    num_ranks = collectives.num_ranks()
+    loss = torch.stack(
+        [
+            term.total.float() * share * (term.weight * num_ranks)
+            for term, share in zip(terms.values(), shares, strict=True)
+        ]
+    ).sum()
+    return loss, dict(zip(terms, totals * shares, strict=True))
+
+
+def _raise_non_finite(terms: Mapping[str, Term], sample_ids: Tensor) -> None:
+    names = [name for name, term in terms.items() if not bool(term.total.isfinite())]
+    ids = sample_ids.tolist() if names else []
+    reports = collectives.gather_objects((names, ids))
+    lines = [
+        f"rank {rank}: {', '.join(names)} in a batch of {len(ids)} samples, first {ids[:10]}"
+        for rank, (names, ids) in enumerate(reports)
+        if names
+    ]
+    raise NonFiniteLossError("the loss is not finite on " + "; ".join(lines))
+
+
+class TermMeans:
+    """Means of the terms over the steps of an epoch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_steps = 0
+
+    def add(self, shares: Mapping[str, Tensor]) -> None:
+        """Add a step's shares, as :func:`global_loss` returns them."""
+        for name, share in shares.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(share)) + share
+        self._num_steps += 1
+
+    def reduce(self) -> dict[str, float]:
+        """Mean of each term over steps and all ranks; a collective call."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        sums = collectives.all_reduce_sum(torch.stack([self._sums[name] for name in names]))
+        return dict(zip(names, (sums / self._num_steps).tolist(), strict=True))

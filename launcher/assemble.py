@@ -1,0 +1,125 @@
+"""From a configuration to the parts of a run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.loader import DegradedImages, ImageDataset, SampleLoader, hold_in_memory
+from data.manifest import TEST, TRAIN, UNKNOWN, VALIDATION
+from data.noise import CORRECT, MIS_H, MIS_L, InjectedNoise, inject
+from data.sources import Source, load_source
+from data.views import Views
+from engine import collectives
+from engine.trainer import Task
+from launcher.settings import Config
+from methods import METHODS
+from methods.method import Method, Problem
+from methods.networks import Network, build_network
+
+__all__ = ["NoisyData", "build_method", "build_task", "load_noisy_data"]
+
+
+@dataclass(frozen=True)
+class NoisyData:
+    """A data set with the noise of the configuration injected.
+
+    Attributes:
+        source: As it was read.
+        labels: (N,) int64 given labels, noise included; those of the test set are untouched.
+        groups: (N,) uint8 true group of each sample; None where the truth is unknown.
+    """
+
+    source: Source
+    labels: NDArray[np.int64]
+    groups: NDArray[np.uint8] | None
+
+
+def load_noisy_data(config: Config) -> NoisyData:
+    """Read the data set and inject noise into its training and validation samples.
+
+    The validation set is as noisy as the training set, as it would be in use.
+
+    Raises:
+        DataError: The data set is not as it must be.
+    """
+    source = load_source(config.data, config.run.seed)
+    manifest, noise = source.manifest, config.noise
+    labels = manifest.labels.copy()
+    known = manifest.true_labels != UNKNOWN
+    groups = np.where(known & (labels != manifest.true_labels), MIS_H, CORRECT).astype(np.uint8)
+    if noise.kind == "none" and noise.mis_l == 0:
+        return NoisyData(source, labels, groups if known[manifest.where(TRAIN)].all() else None)
+    seed = config.run.seed if noise.seed is None else noise.seed
+    for split in (TRAIN, VALIDATION):
+        ids = manifest.where(split)
+        injected = _inject(source, ids, config, seed + split)
+        labels[ids], groups[ids] = injected.noisy_labels, injected.groups
+    return NoisyData(source, labels, groups)
+
+
+def _inject(source: Source, ids: NDArray[np.int64], config: Config, seed: int) -> InjectedNoise:
+    """Noise of one split; images are looked at only where noise depends on them."""
+    manifest = source.manifest
+    quality = manifest.quality[ids]
+    features = None
+    if config.noise.kind == "instance":
+        features = np.stack([_thumbnail(source.reader.read(int(index))) for index in ids])
+    return inject(
+        manifest.labels[ids], manifest.num_classes, config.noise, seed,
+        quality=None if (quality == UNKNOWN).all() else quality, features=features,
+    )  # fmt: skip
+
+
+def _thumbnail(image: NDArray[np.uint8], side: int = 8) -> NDArray[np.float64]:
+    """Mean colours of an image on a coarse grid, as a vector in [0, 1]."""
+    blocks = image.shape[0] // side
+    cut = image[: blocks * side, : blocks * side].reshape(side, blocks, side, blocks, 3)
+    return cut.mean((1, 3)).ravel() / 255
+
+
+def build_task(config: Config, data: NoisyData, *, pin_memory: bool) -> Task:
+    """The samples, images and views that a run trains on."""
+    manifest, reader = data.source.manifest, data.source.reader
+    if data.groups is not None and (data.groups == MIS_L).any() and config.noise.mis_l > 0:
+        seed = config.run.seed if config.noise.seed is None else config.noise.seed
+        reader = DegradedImages(reader, data.groups == MIS_L, config.noise.severity, seed)
+    if config.data.cache == "memory":
+        reader = hold_in_memory(
+            reader, config.data.num_workers, show_progress=collectives.rank() == 0
+        )
+    evaluated = {"validation": manifest.where(VALIDATION), "eval": manifest.where(TEST)}
+    num_workers = config.data.num_workers if config.data.cache == "none" else 0
+    return Task(
+        labels=torch.from_numpy(data.labels),
+        train_ids=manifest.where(TRAIN),
+        evaluation_ids={name: ids for name, ids in evaluated.items() if len(ids)},
+        true_groups=data.groups,
+        loader=SampleLoader(ImageDataset(reader), num_workers, pin_memory=pin_memory),
+        views=Views(config.views, config.run.seed),
+        seed=config.run.seed,
+        num_epochs=config.run.epochs,
+        num_classes=manifest.num_classes,
+    )
+
+
+def build_method(config: Config, data: NoisyData) -> Method:
+    """The method with its networks, before it is wrapped."""
+    manifest = data.source.manifest
+
+    def build(index: int, projector_dim: int) -> Network:
+        return build_network(
+            config.model, manifest.num_classes,
+            seed=config.run.seed, index=index, projector_dim=projector_dim,
+        )  # fmt: skip
+
+    problem = Problem(
+        num_classes=manifest.num_classes,
+        labels=torch.from_numpy(data.labels),
+        train_ids=torch.from_numpy(manifest.where(TRAIN)),
+        num_epochs=config.run.epochs,
+        seed=config.run.seed,
+        build_network=build,
+    )
+    return METHODS[config.method.name](config.method, problem)

@@ -1,0 +1,142 @@
+"""Train a method: ``accelerate launch launcher/run.py --config configs/qmix_deepdrid.yaml``."""
+
+import argparse
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from data.errors import DataError
+from data.sources import check_images
+from engine.checkpoint import CheckpointError, Checkpoints
+from engine.config import ConfigError, differences, dump_config, load_config
+from engine.plan import num_steps, per_rank_batch_size
+from engine.record import Record, write_text
+from engine.runtime import read_environment, start_processes
+from engine.terms import NonFiniteLossError
+from engine.trainer import Trainer
+from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
+from launcher.settings import MAY_CHANGE_ON_RESUME, Config
+from launcher.show import describe_plan, describe_result
+
+__all__ = ["main"]
+
+logger = logging.getLogger("mednoise")
+
+# What a user can mend is shown as its message alone; anything else keeps its traceback.
+USER_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, ValueError, OSError)
+EXIT_USER_ERROR = 2
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Command line: configuration, overrides and what to do."""
+    parser = argparse.ArgumentParser(
+        description="Train a method that withstands noisy labels.",
+        epilog="example: accelerate launch launcher/run.py --config configs/qmix_demo.yaml "
+        "optim.lr=5e-4 noise.mis_h=0.5",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; see configs/")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that win over the file"
+    )
+    parser.add_argument(
+        "--check", action="store_true",
+        help="validate configuration, data and number of processes, print the plan, and stop",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", choices=["auto"],
+        help="go on from the newest valid checkpoint in run.dir; start afresh where there is none",
+    )  # fmt: skip
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    rank = read_environment().rank
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s [rank {rank}] %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    try:
+        run(options)
+    except USER_ERRORS as error:
+        # Every process meets the same error; one of them says it.
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check everything, then train to the end and print the result."""
+    config = load_config(Config, options.config, options.overrides)
+    accelerator = start_processes(config.runtime)
+    if not options.check and options.resume is None:
+        _require_no_run(config.run.dir)
+    per_rank_batch_size(config.optim.batch_size, accelerator.num_processes)
+    data = load_noisy_data(config)
+    num_steps(int((data.source.manifest.split == 0).sum()), config.optim.batch_size)
+    if options.check:
+        check_images(data.source, config.data.num_workers)
+        method = build_method(config, data)
+        if accelerator.is_main_process:
+            print(describe_plan(config, data, method, accelerator.num_processes))
+        return
+    history = train(config, data, accelerator)
+    if accelerator.is_main_process:
+        print(describe_result(history, config.run.dir))
+
+
+def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dict[str, float]]:
+    """Train, or go on training, in ``run.dir``; returns the lines of the record."""
+    method = build_method(config, data)
+    task = build_task(config, data, pin_memory=accelerator.device.type == "cuda")
+    trainer = Trainer(accelerator, method, task, config.optim, config.evaluation)
+    folder = config.run.dir
+    checkpoints = Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
+    tree = config.model_dump(mode="json")
+    snapshot = checkpoints.latest()
+    if snapshot is not None:
+        changed = differences(snapshot.config, config, MAY_CHANGE_ON_RESUME)
+        if changed:
+            raise CheckpointError(
+                f"{folder}: the checkpoint was made with other settings; " + "; ".join(changed)
+            )
+        trainer.restore(snapshot)
+        logger.info("going on after epoch %d of %d", snapshot.epochs_done, config.run.epochs)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", dump_config(config))
+    record = Record(folder / "metrics.jsonl", trainer.epochs_done)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")}
+
+    def save(trainer: Trainer) -> None:
+        snapshot = trainer.snapshot(tree, versions)
+        if accelerator.is_main_process:
+            checkpoints.save(snapshot)
+
+    trainer.fit(record, save)
+    return record.history
+
+
+def _require_no_run(folder: Path) -> None:
+    """Refuse to write over an earlier run."""
+    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
+        raise ConfigError(
+            f"run.dir: {folder} holds a run already; go on with --resume auto, "
+            "or choose another folder"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

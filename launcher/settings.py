@@ -1,0 +1,48 @@
+"""The whole configuration: every section stands beside the part it configures."""
+
+import functools
+import operator
+from typing import Annotated, Any
+
+from data.noise import NoiseConfig
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.sources import DataConfig
+from data.views import ViewsConfig
+from engine.optim import OptimConfig
+from engine.record import RunConfig
+from engine.runtime import RuntimeConfig
+from engine.trainer import EvaluationConfig
+from methods import METHODS
+from methods.networks import ModelConfig
+
+__all__ = ["MAY_CHANGE_ON_RESUME", "Config"]
+
+# Which keys a resumed run may change: they alter how a run is executed, not what it computes.
+MAY_CHANGE_ON_RESUME = (
+    "run.dir",
+    "run.keep_checkpoints",
+    "data.root",
+    "data.num_workers",
+    "data.cache",
+    "runtime",
+)
+
+# One Config a method, told apart by method.name; a key of another method is refused.
+MethodConfig: Any = functools.reduce(operator.or_, (method.Config for method in METHODS.values()))
+
+
+class Config(BaseModel):
+    """A run, as its YAML file and the command line describe it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: RunConfig
+    data: DataConfig
+    noise: NoiseConfig = Field(default_factory=NoiseConfig)
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    method: Annotated[MethodConfig, Field(discriminator="name")]
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)

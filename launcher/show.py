@@ -1,0 +1,123 @@
+"""What the launcher prints: the plan of a run and the table of its results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.manifest import SPLIT_NAMES
+from engine.ledger import Ledger
+from engine.plan import num_steps, per_rank_batch_size
+from engine.record import summarise
+from engine.trainer import BASE_COLUMNS
+from launcher.assemble import NoisyData
+from launcher.settings import Config
+from methods.method import Method
+
+__all__ = ["describe_plan", "describe_result"]
+
+GROUP_NAMES = ("Correct", "Mis-H", "Mis-L")
+RESULT_NAMES = {
+    "kappa": "quadratic weighted kappa",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "macro one-vs-rest AUROC",
+}
+
+
+def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: int) -> str:
+    """What a run would do: samples per class and group, steps, passes, memory of the ledger."""
+    manifest = data.source.manifest
+    lines = [
+        f"data: {config.data.source}, {len(manifest)} images of {manifest.num_classes} classes"
+    ]
+    if data.source.quarantined:
+        lines.append(f"left out as unreadable: {len(data.source.quarantined)}")
+    lines += _table(["given class", *SPLIT_NAMES], [
+        [name, *(int(((manifest.split == s) & (data.labels == c)).sum()) for s in range(3))]
+        for c, name in enumerate(manifest.class_names)
+    ])  # fmt: skip
+    if data.groups is not None:
+        in_training = data.groups[manifest.where(0)]
+        counts = np.bincount(in_training, minlength=3)
+        named = (f"{name} {count}" for name, count in zip(GROUP_NAMES, counts, strict=True))
+        lines.append(f"true groups of the training samples: {', '.join(named)}")
+    batch, steps = (
+        config.optim.batch_size,
+        num_steps(len(manifest.where(0)), config.optim.batch_size),
+    )
+    lines.append(
+        f"processes: {num_ranks}; global batch {batch}, "
+        f"{per_rank_batch_size(batch, num_ranks)} a process; {steps} steps an epoch, "
+        f"{steps * config.run.epochs} in {config.run.epochs} epochs"
+    )
+    for epoch in (0, config.run.epochs - 1):
+        passes = method.forwards_per_image(epoch)
+        lines.append(
+            f"network passes per training image in epoch {epoch + 1}: "
+            f"{passes['with_gradient']} with gradient, {passes['without']} without, "
+            f"{passes['survey']} in the survey"
+        )
+    ledger = Ledger(len(manifest), BASE_COLUMNS | method.columns())
+    lines.append(f"ledger: {ledger.memory_bytes / 1e6:.2f} MB a process")
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    lines.append(f"trained parameters: {trained / 1e6:.2f} million")
+    return "\n".join(lines)
+
+
+def describe_result(history: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """The table of a finished run and where to find it."""
+    lines: list[str] = []
+    if "eval/kappa" in history[-1]:
+        summary = summarise(history, list(RESULT_NAMES))
+        caution = "" if summary.selected_on == "validation" else " (chosen on test: optimistic)"
+        lines += _table(["test metric", "best", "last", "mean of last 5"], [
+            [title, *(f"{part[name]:.4f}" for part in (summary.best, summary.last,
+                                                       summary.mean_last))]
+            for name, title in RESULT_NAMES.items()
+        ])  # fmt: skip
+        lines.append(
+            f"best: epoch {summary.best_epoch + 1} by {summary.selected_on} kappa{caution}"
+        )
+    lines += _describe_separation(history[-1])
+    lines.append(f"run folder: {folder}")
+    return "\n".join(lines)
+
+
+def _describe_separation(metrics: Mapping[str, Any]) -> list[str]:
+    """The separation of the last epoch, where the true groups are known."""
+    if "separation/auc" not in metrics:
+        return []
+    keys = ("correct", "mis_h", "mis_l")
+
+    def number(name: str, digits: int = 3) -> str:
+        value = metrics.get(f"separation/{name}")
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    rows = [
+        [
+            name,
+            number(f"num_assigned/{key}", 0),
+            number(f"precision/{key}"),
+            number(f"recall/{key}"),
+        ]
+        for name, key in zip(GROUP_NAMES, keys, strict=True)
+    ]
+    return [
+        f"separation in the last epoch: AUC {number('auc')}",
+        *_table(["group", "samples", "precision", "recall"], rows),
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:],
+                                                                         strict=True))])
+        for row in cells
+    ]  # fmt: skip
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

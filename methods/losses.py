@@ -1,0 +1,125 @@
+"""Losses and label arithmetic shared by methods: pure functions of tensors.
+
+Shapes: B batch, G global batch (all ranks), C classes, D embedding. Functions take logits where
+their argument says logits, otherwise probabilities. Everything is computed in float32, since
+half precision rounds 1 - 1e-4 to 1. A loss "per sample" is (B,) and not averaged: the engine
+divides sums by global counts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "entropy",
+    "prior_divergence",
+    "sharpen",
+    "soft_cross_entropy",
+    "squared_error",
+    "supervised_contrastive",
+]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against soft targets: ``-sum_c t_c log softmax(logits)_c``.
+
+    Args:
+        logits: (B, C) float.
+        targets: (B, C) float, rows sum to 1.
+
+    Returns:
+        (B,) float32. Two classes, logits (0, 0), any target: log 2 = 0.693.
+    """
+    return -(targets.float() * F.log_softmax(logits.float(), dim=-1)).sum(-1)
+
+
+def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
+    """Brier score against soft targets: ``sum_c (softmax(logits)_c - t_c)^2``.
+
+    Args:
+        logits: (B, C) float.
+        targets: (B, C) float, rows sum to 1.
+
+    Returns:
+        (B,) float32 in [0, 2]. Two classes, logits (0, 0), target (1, 0): 0.5.
+    """
+    return (F.softmax(logits.float(), dim=-1) - targets.float()).square().sum(-1)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Predictive uncertainty ``-sum_c p_c log p_c`` in nats, with 0 log 0 = 0.
+
+    Args:
+        probabilities: (..., C) float, rows sum to 1.
+
+    Returns:
+        (...) float32 in [0, log C].
+    """
+    return torch.special.entr(probabilities.float()).sum(-1)
+
+
+def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
+    """``p_c^(1/T) / sum_k p_k^(1/T)`` (Berthelot et al., MixMatch, NeurIPS 2019, eq. 7).
+
+    Args:
+        probabilities: (..., C) float, rows sum to 1.
+        temperature: T > 0; 1 changes nothing, towards 0 the largest class takes all.
+
+    Returns:
+        (..., C) float32. (0.8, 0.2) at T = 0.5: (0.64, 0.04) / 0.68 = (0.941, 0.059).
+    """
+    powers = probabilities.float().clamp_min(0) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def prior_divergence(prior: Tensor, mean_prediction: Tensor) -> Tensor:
+    """Regulariser ``sum_c pi_c log(pi_c / p_c)`` against predicting few classes.
+
+    Used by Tanaka et al. (CVPR 2018) and DivideMix (ICLR 2020) with a uniform prior.
+
+    Args:
+        prior: (C,) float, pi, sums to 1; classes of share 0 contribute nothing.
+        mean_prediction: (C,) float, p, the mean prediction over the *global* batch.
+
+    Returns:
+        Scalar float32 >= 0, 0 where both are equal. pi = (1/2, 1/2), p = (3/4, 1/4):
+        0.5 log(2/3) + 0.5 log 2 = 0.144.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    logs = prior.clamp_min(tiny).log() - mean_prediction.float().clamp_min(tiny).log()
+    return (prior * logs).sum()
+
+
+def supervised_contrastive(
+    anchors: Tensor, anchor_classes: Tensor, contrasts: Tensor, contrast_classes: Tensor,
+    *, own_index: Tensor, temperature: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Supervised contrastive loss of some anchors against the whole global batch.
+
+    ``l_i = -1/|P(i)| sum_{p in P(i)} log( exp(z_i z_p / T) / sum_{a != i} exp(z_i z_a / T) )``
+    with P(i) the other samples of i's class (Khosla et al., NeurIPS 2020, eq. 2, one view each).
+
+    Hand example, D = 1, T = 1: z = (1, 1, -1) of classes (0, 0, 1). Anchor 0: log(e^1 + e^-1) - 1 =
+    0.127; anchor 1 the same; anchor 2 has no partner and counts for nothing. Sum 0.254, count 2.
+
+    Args:
+        anchors: (B, D) float, L2-normalised, this rank's.
+        anchor_classes: (B,) int64; negative = takes no part.
+        contrasts: (G, D) float, L2-normalised, all ranks'.
+        contrast_classes: (G,) int64; negative = takes no part.
+        own_index: (B,) int64, the place of each anchor among the contrasts.
+        temperature: T > 0.
+
+    Returns:
+        Sum over this rank's anchors that have a partner, and their number; float32 scalars.
+    """
+    similarity = anchors.float() @ contrasts.float().T / temperature
+    others = (contrast_classes >= 0).unsqueeze(0).repeat(len(anchors), 1)
+    others.scatter_(1, own_index.unsqueeze(1), False)
+    partners = others & (anchor_classes.unsqueeze(1) == contrast_classes.unsqueeze(0))
+    num_partners = partners.sum(1)
+    valid = (num_partners > 0) & (anchor_classes >= 0)
+    # A large negative number, not -inf: rows without any contrast would make NaN gradients.
+    normaliser = similarity.masked_fill(~others, -1e9).logsumexp(1, keepdim=True)
+    log_likelihood = ((similarity - normaliser) * partners).sum(1) / num_partners.clamp_min(1)
+    return -(log_likelihood * valid).sum(), valid.sum().float()

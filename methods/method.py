@@ -1,0 +1,173 @@
+"""The interface between a method and the engine.
+
+A method is one ``nn.Module`` that holds all its networks, so that DDP or DeepSpeed wraps one module
+and one optimiser takes one step after one backward pass. What the engine calls, in order::
+
+    method.columns()                         once: the ledger's columns
+    for each epoch:
+        if method.needs_survey(epoch):
+            for each batch of all training samples, un-augmented, in eval mode:
+                method.observe(ledger, sample_ids, method(images))
+            method.separate(ledger, epoch)   every rank holds the whole table here
+        for each global batch:
+            method(Batch(...)) -> named terms, in training mode
+            method.after_step()              after the optimiser's step
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from engine.ledger import Column, Ledger
+from methods.networks import Network
+
+__all__ = ["Batch", "Method", "Problem", "Term", "View", "ViewKind"]
+
+ViewKind = Literal["plain", "weak", "strong"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A named part of the loss, as this rank's sum and count.
+
+    The engine divides the sum by the count over *all* ranks; a method never divides by the size of
+    its own part of a batch, since those parts differ.
+
+    Attributes:
+        total: Scalar float32, sum over this rank's samples of the term, differentiable.
+        count: Scalar, how many samples (or how much weight) went into it; may be 0 on a rank.
+        weight: Factor of the term in the total loss.
+    """
+
+    total: Tensor
+    count: Tensor
+    weight: float = 1.0
+
+
+class View(NamedTuple):
+    """Which view of a sample is wanted: its kind, and its number among those of that kind."""
+
+    kind: ViewKind
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's part of a global batch.
+
+    Attributes:
+        sample_ids: (B,) int64.
+        views: Name -> (B, 3, S, S) float32, as asked for by :meth:`Method.views`.
+        rows: Ledger column -> (B, ...), the rows of these samples.
+        epoch: Epoch from 0.
+        step: Global step from 0, the same on all ranks.
+    """
+
+    sample_ids: Tensor
+    views: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is told about the task before it builds its networks.
+
+    Attributes:
+        num_classes: C.
+        labels: (N,) int64 given labels of all rows of the manifest.
+        train_ids: (n,) int64 ids of the training samples, ascending.
+        num_epochs: Epochs of the whole run.
+        seed: Seed of the run.
+        build_network: Makes network number k of the run, with its own initial weights; takes k and
+            the dimension of the projector (0 = none).
+    """
+
+    num_classes: int
+    labels: Tensor
+    train_ids: Tensor
+    num_epochs: int
+    seed: int
+    build_network: Callable[[int, int], Network]
+
+    def class_frequencies(self) -> Tensor:
+        """Share of each class among the given training labels: (C,) float32, sums to 1."""
+        counts = torch.bincount(self.labels[self.train_ids], minlength=self.num_classes)
+        return counts.float() / counts.sum()
+
+
+class Method(nn.Module, ABC):
+    """Base of all methods; see the module's docstring for the calls in order."""
+
+    Config: ClassVar[type[BaseModel]]
+
+    def __init__(self, config: BaseModel, problem: Problem) -> None:
+        super().__init__()
+        self.config = config
+        self.problem = problem
+
+    def forward(self, inputs: Any) -> Any:
+        """One entry for the wrapper: terms of a :class:`Batch` in training, else probabilities.
+
+        In eval mode ``inputs`` are un-augmented images (B, 3, S, S) float32 and the result is
+        (M, B, C) float32: the class probabilities of each of the method's M predictors.
+        """
+        return self.losses(inputs) if self.training else self.probabilities(inputs)
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """The loss of a batch by its named terms."""
+
+    @abstractmethod
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities of each predictor: (B, 3, S, S) -> (M, B, C) float32.
+
+        The prediction of the method is their mean over M.
+        """
+
+    @abstractmethod
+    def views(self, epoch: int) -> Mapping[str, View]:
+        """The views of each sample that a step of this epoch needs, by the name used in a batch."""
+
+    @abstractmethod
+    def forwards_per_image(self, epoch: int) -> dict[str, int]:
+        """Network passes per training image: ``with_gradient``, ``without``, ``survey``."""
+
+    def columns(self) -> dict[str, Column]:
+        """The method's own columns of the ledger."""
+        return {}
+
+    def needs_survey(self, epoch: int) -> bool:
+        """Whether all training samples are to be predicted before this epoch."""
+        return False
+
+    def observe(self, ledger: Ledger, sample_ids: Tensor, probabilities: Tensor) -> None:
+        """Write what a survey's batch tells into the ledger.
+
+        Args:
+            ledger: Table to write to.
+            sample_ids: (B,) int64.
+            probabilities: (M, B, C) float32 from :meth:`probabilities`.
+        """
+
+    def separate(self, ledger: Ledger, epoch: int) -> None:
+        """Decide from the whole table, after a survey, how each sample is treated this epoch."""
+
+    def after_step(self) -> None:
+        """Whatever follows each optimiser step, such as moving averages."""
+
+    def untouched(self, *modules: nn.Module) -> Tensor:
+        """A zero that depends on parameters which a step would otherwise leave out.
+
+        Each trained parameter then has a gradient in each step, so DDP needs no search for unused
+        parameters and one process takes the same step as many.
+        """
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        zero = torch.zeros((), device=parameters[0].device)
+        return torch.stack([p.float().sum() for p in parameters]).sum() * zero

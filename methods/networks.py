@@ -1,0 +1,298 @@
+"""Networks that methods are made of: backbone, classifier, projector, moving average."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from methods.weights import load_weights
+
+__all__ = [
+    "TORCHVISION_BACKBONES",
+    "ModelConfig",
+    "MomentumCopy",
+    "Network",
+    "NetworkOutput",
+    "NormKind",
+    "SmallResNet",
+    "build_network",
+    "convert_norm",
+]
+
+NormKind = Literal["batch", "sync", "group", "frozen"]
+
+TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+class ModelConfig(BaseModel):
+    """Section ``model``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str = Field(
+        "resnet50",
+        description="small_resnet, a torchvision ResNet (resnet18 to resnet152), or timm:NAME.",
+    )
+    norm: NormKind = Field(
+        "batch",
+        description="Normalisation layers. group, frozen and sync (GPUs only) give the same result "
+        "on any number of processes; plain batch sees each process's samples alone.",
+    )
+    weights: Path | None = Field(
+        None, description="File of pre-trained weights (.safetensors, or a .pth state dict)."
+    )
+    width: int = Field(16, ge=4, description="Channels of small_resnet's first stage.")
+    blocks: int = Field(1, ge=1, description="Residual blocks in each stage of small_resnet.")
+    groups: int = Field(8, ge=1, description="Most groups of a GroupNorm layer.")
+    projector_hidden: int = Field(
+        128, ge=1, description="Hidden width of a contrastive method's projector."
+    )
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name != "small_resnet" and name not in TORCHVISION_BACKBONES and name[:5] != "timm:":
+            allowed = ", ".join(("small_resnet", *TORCHVISION_BACKBONES, "timm:NAME"))
+            raise ValueError(f"unknown backbone; allowed: {allowed}")
+        return name
+
+
+class NetworkOutput(NamedTuple):
+    """What a pass gives: logits (B, C) and the encoder's features (B, F)."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Network(nn.Module):
+    """Encoder, linear classifier and, for contrastive methods, a projector.
+
+    Args:
+        encoder: (B, 3, S, S) -> (B, F) features.
+        num_features: F.
+        num_classes: C.
+        projector: (F -> D) MLP, or None.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, num_features: int, num_classes: int, projector: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(num_features, num_classes)
+        self.projector = projector
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """Logits and features of (B, 3, S, S) float images."""
+        features = self.encoder(images)
+        return NetworkOutput(self.classifier(features), features)
+
+    def project(self, features: Tensor) -> Tensor:
+        """L2-normalised embedding (B, D) float32 of the encoder's features (B, F)."""
+        if self.projector is None:
+            raise RuntimeError("this network was built without a projector")
+        return F.normalize(self.projector(features).float(), dim=-1)
+
+
+class _Residual(nn.Module):
+    """Basic residual block (He et al., CVPR 2016): two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(num_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or num_in != num_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(num_in, num_out, 1, stride, bias=False), nn.BatchNorm2d(num_out)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(images)))
+        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(images))
+
+
+class SmallResNet(nn.Sequential):
+    """A residual network for small images and processors without a GPU.
+
+    A stride-2 stem and four stages of width w, 2w, 4w, 8w; 0.3 million parameters at w = 16 and one
+    block a stage. ImageNet's stem would shrink a 64-pixel image to 16 before the first stage and
+    lose lesions that are a few pixels wide.
+
+    Args:
+        width: Channels w of the first stage.
+        blocks: Residual blocks in each stage.
+    """
+
+    def __init__(self, width: int, blocks: int) -> None:
+        stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        widths = [width * 2**stage for stage in range(4)]
+        layers: list[nn.Module] = [stem]
+        num_in = width
+        for stage, num_out in enumerate(widths):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(_Residual(num_in, num_out, stride))
+                num_in = num_out
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.num_features = num_in
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build_network(
+    config: ModelConfig, num_classes: int, *, seed: int, index: int, projector_dim: int = 0
+) -> Network:
+    """A network with its own initial weights.
+
+    Args:
+        config: Section ``model``.
+        num_classes: C.
+        seed: Seed of the run.
+        index: Which network of the method; each has other initial weights.
+        projector_dim: Dimension of the projector's output; 0 for none.
+
+    Raises:
+        ValueError: Weights that do not fit, an unknown timm name, or synchronised BatchNorm without
+            a GPU; the message names the configuration's key.
+    """
+    if config.norm == "sync" and not torch.cuda.is_available():
+        raise ValueError(
+            "model.norm: sync needs a GPU and none was found; "
+            "group and frozen give equal results on any number of processes without one"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_initial_seed(seed, index))
+        encoder, num_features = _build_encoder(config.backbone, config.width, config.blocks)
+        if config.weights is not None:
+            load_weights(encoder, config.weights)
+        projector = None
+        if projector_dim:
+            projector = nn.Sequential(
+                nn.Linear(num_features, config.projector_hidden),
+                nn.ReLU(),
+                nn.Linear(config.projector_hidden, projector_dim),
+            )
+        network = Network(encoder, num_features, num_classes, projector)
+    convert_norm(network, config.norm, config.groups)
+    return network
+
+
+def _initial_seed(seed: int, index: int) -> int:
+    """A seed for each network of a run; neighbouring runs do not share networks."""
+    return seed * 1_000_003 + index
+
+
+def _build_encoder(backbone: str, width: int, blocks: int) -> tuple[nn.Module, int]:
+    """A backbone without its classifier, and its number of features."""
+    if backbone == "small_resnet":
+        small = SmallResNet(width, blocks)
+        return small, small.num_features
+    if backbone.startswith("timm:"):
+        return _build_timm(backbone.removeprefix("timm:"))
+    resnet = getattr(torchvision.models, backbone)(weights=None)
+    num_features = int(resnet.fc.in_features)
+    resnet.fc = nn.Identity()
+    return resnet, num_features
+
+
+def _build_timm(name: str) -> tuple[nn.Module, int]:
+    """A timm model as encoder; timm is an extra."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            "model.backbone: timm models need the extra: pip install 'mednoise[timm]'"
+        ) from error
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"model.backbone: timm has no model {name!r}; similar: {near}")
+    encoder = timm.create_model(name, pretrained=False, num_classes=0)
+    return encoder, int(encoder.num_features)
+
+
+def convert_norm(module: nn.Module, kind: NormKind, groups: int) -> None:
+    """Replace every BatchNorm2d inside a module, in place, keeping its weights and statistics.
+
+    Works on any backbone, so that the choice does not depend on its constructor.
+
+    Args:
+        module: Module to change.
+        kind: ``batch`` leaves it as it is.
+        groups: Most groups of a GroupNorm; the largest divisor of the channels up to it is taken.
+    """
+    if kind == "batch":
+        return
+    make: Callable[[nn.BatchNorm2d], nn.Module] = {
+        "sync": nn.SyncBatchNorm.convert_sync_batchnorm,
+        "group": lambda norm: _group_norm(norm, groups),
+        "frozen": _frozen_norm,
+    }[kind]
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, make(child))
+        else:
+            convert_norm(child, kind, groups)
+
+
+def _group_norm(norm: nn.BatchNorm2d, groups: int) -> nn.GroupNorm:
+    channels = norm.num_features
+    divisor = max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0)
+    group_norm = nn.GroupNorm(divisor, channels, eps=norm.eps)
+    group_norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+    return group_norm
+
+
+def _frozen_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    state = norm.state_dict()
+    state.pop("num_batches_tracked")
+    frozen.load_state_dict(state)
+    return frozen
+
+
+class MomentumCopy(nn.Module):
+    """Exponential moving average of a network; always in eval mode, never with gradient.
+
+    Floating-point parameters and buffers are averaged, integer buffers copied.
+
+    Args:
+        network: Network to follow; the copy starts equal to it.
+        decay: Share of the old average kept at each update, in [0, 1); 0 follows exactly.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.copy = copy.deepcopy(network).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "MomentumCopy":
+        """Stay in eval mode whatever the owner does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Set average := decay * average + (1 - decay) * network."""
+        for average, current in zip(self.copy.state_dict().values(),
+                                    network.state_dict().values(), strict=True):  # fmt: skip
+            if average.is_floating_point():
+                average.lerp_(current, 1 - self.decay)
+            else:
+                average.copy_(current)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Class probabilities (B, C) float32 of the averaged network."""
+        return F.softmax(self.copy(images).logits.float(), dim=-1)

@@ -1,0 +1,287 @@
+"""QMix: quality-aware learning with mixed noise for robust retinal disease diagnosis.
+
+Hou, Xu, Feng, Chen: "QMix: Quality-aware Learning with Mixed Noise for Robust Retinal Disease
+Diagnosis", IEEE Transactions on Medical Imaging 44(8), 2025, arXiv:2404.05169.
+
+Mixed noise is wrong labels on good images (Mis-H) together with images too poor to carry a label
+(Mis-L). Two networks A and B are warmed up on all labels. From then on, before every epoch, the
+samples of each class are divided by (loss, uncertainty) into Correct, Mis-H and Mis-L; the division
+made with A trains B and the other way round.
+
+Equation map: ``refine_targets`` co-refinement, co-guessing and pseudo-labelling; ``losses`` the
+three supervised terms, contrastive enhancement and the prior regulariser; ``omega`` the weight of
+the sample-reweighing loss; ``methods.separation.separate_quality`` the mixture.
+
+Guards beyond the paper, each a setting whose default was chosen by measurement: ``ema_decay``,
+``statistics_momentum``, ``refine_with``, ``sharpen_mis_l`` and a prior taken from the given labels.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from engine import collectives
+from engine.ledger import Column, Ledger
+from methods.losses import (
+    entropy,
+    prior_divergence,
+    sharpen,
+    soft_cross_entropy,
+    squared_error,
+    supervised_contrastive,
+)
+from methods.method import Batch, Method, Problem, Term, View
+from methods.networks import MomentumCopy, Network
+from methods.separation import CORRECT, MIS_H, MIS_L, separate_quality
+
+__all__ = ["QMix", "QMixConfig", "omega", "refine_targets"]
+
+NUM_NETWORKS = 2
+
+
+class QMixConfig(BaseModel):
+    """Section ``method`` for ``method.name: qmix``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Literal["qmix"] = "qmix"
+    warmup_epochs: int = Field(10, ge=1, description="T_w, epochs on all labels as given.")
+    num_weak_views: int = Field(2, ge=1, description="M, weak views whose mean labels a sample.")
+    temperature: float = Field(0.5, gt=0, le=1, description="T of sharpening; 1 = none.")
+    lambda_mis_h: float = Field(1.0, ge=0, description="Weight of the Mis-H term.")
+    omega_start: float = Field(
+        1.0, ge=0, description="Weight of the Mis-L term at T_w; it falls linearly to 0 at the end."
+    )
+    lambda_contrastive: float = Field(0.05, ge=0, description="Weight of the contrastive term.")
+    contrastive_temperature: float = Field(0.07, gt=0, description="Its temperature.")
+    projector_dim: int = Field(128, ge=2, description="Dimension of the contrastive embedding.")
+    lambda_prior: float = Field(0.0, ge=0, description="Weight of the prior regulariser.")
+    refine_with: Literal["own", "both"] = Field(
+        "both", description="Whose prediction refines Correct and Mis-L labels."
+    )
+    sharpen_mis_l: bool = Field(False, description="Sharpen the pseudo-labels of Mis-L too.")
+    ema_decay: float = Field(
+        0.95, ge=0, lt=1,
+        description="Decay a step of the averaged networks that label, separate and predict; "
+        "0 = the networks themselves.",
+    )  # fmt: skip
+    statistics_momentum: float = Field(
+        0.6, ge=0, lt=1, description="Share of the old loss and uncertainty kept at each survey."
+    )
+
+
+class QMix(Method):
+    """Two networks with projectors, and a moving average of each."""
+
+    Config = QMixConfig
+    config: QMixConfig
+
+    def __init__(self, config: QMixConfig, problem: Problem) -> None:
+        super().__init__(config, problem)
+        self.networks = nn.ModuleList(
+            problem.build_network(index, config.projector_dim) for index in range(NUM_NETWORKS)
+        )
+        self.averages = nn.ModuleList(
+            MomentumCopy(network, config.ema_decay) for network in self.networks
+        )
+        self.register_buffer("prior", problem.class_frequencies(), persistent=False)
+
+    def views(self, epoch: int) -> Mapping[str, View]:
+        """One strong view that is trained on and, after warm-up, M weak ones that label it."""
+        views = {"strong": View("strong")}
+        if epoch >= self.config.warmup_epochs:
+            views |= {f"weak{m}": View("weak", m) for m in range(self.config.num_weak_views)}
+        return views
+
+    def forwards_per_image(self, epoch: int) -> dict[str, int]:
+        """2 with gradient; after warm-up 2 M without, and 2 in the survey."""
+        separated = epoch >= self.config.warmup_epochs
+        return {
+            "with_gradient": NUM_NETWORKS,
+            "without": NUM_NETWORKS * self.config.num_weak_views * separated,
+            "survey": NUM_NETWORKS * separated,
+        }
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(2, B, C) class probabilities of the averaged networks."""
+        return torch.stack([average(images) for average in self.averages])
+
+    # -- separation ------------------------------------------------------------------------------
+
+    def columns(self) -> dict[str, Column]:
+        """Loss, uncertainty, posterior and group of each sample, per network that judged it."""
+        pair, nan = (NUM_NETWORKS,), float("nan")
+        return {
+            "loss": Column(pair, torch.float32, nan, "-log p[y], averaged over surveys"),
+            "uncertainty": Column(pair, torch.float32, nan, "entropy of p, averaged over surveys"),
+            "posterior": Column((*pair, 3), torch.float32, 0.0, "w of Correct, Mis-H, Mis-L"),
+            "group": Column(pair, torch.uint8, CORRECT, "0 Correct, 1 Mis-H, 2 Mis-L"),
+        }
+
+    def needs_survey(self, epoch: int) -> bool:
+        """Before each epoch after warm-up."""
+        return epoch >= self.config.warmup_epochs
+
+    def observe(self, ledger: Ledger, sample_ids: Tensor, probabilities: Tensor) -> None:
+        """Note each network's loss and uncertainty, averaged with those of earlier surveys."""
+        rows = ledger.rows(sample_ids, probabilities.device)
+        index = rows["label"].view(1, -1, 1).expand(NUM_NETWORKS, -1, 1)
+        tiny = torch.finfo(torch.float32).tiny
+        loss = -probabilities.gather(2, index).squeeze(2).clamp_min(tiny).log().T
+        keep = self.config.statistics_momentum
+        new = {"loss": loss, "uncertainty": entropy(probabilities).T}
+        for name, value in new.items():
+            old = rows[name]
+            new[name] = torch.where(old.isnan(), value, keep * old + (1 - keep) * value)
+        ledger.write(sample_ids, **new)
+
+    def separate(self, ledger: Ledger, epoch: int) -> None:
+        """Divide the training samples of each class into the three groups, for each network."""
+        ids = self.problem.train_ids
+        separation = separate_quality(
+            ledger["loss"][ids].T, ledger["uncertainty"][ids].T,
+            ledger["label"][ids], self.problem.num_classes, sample_ids=ids,
+        )  # fmt: skip
+        posterior, group = ledger["posterior"].clone(), ledger["group"].clone()
+        posterior[ids] = separation.posteriors.transpose(0, 1).float()
+        group[ids] = separation.groups.T
+        ledger.fill("posterior", posterior)
+        ledger.fill("group", group)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """Cross-entropy of both networks in warm-up, then the five terms of each."""
+        warm_up = batch.epoch < self.config.warmup_epochs
+        labelled = None if warm_up else self._label(batch)
+        terms: dict[str, Term] = {}
+        for index, network in enumerate(self.networks):
+            assert isinstance(network, Network)
+            output = network(batch.views["strong"])
+            if labelled is None:
+                parts = self._warm_up_terms(network, output.logits, batch.rows["label"])
+            else:
+                embedding = network.project(output.features)
+                # Co-training: the division made with the other network.
+                rows = {name: batch.rows[name][:, 1 - index] for name in ("posterior", "group")}
+                rows["label"] = batch.rows["label"]
+                targets = self._targets(labelled, index, rows)
+                parts = self._supervised_terms(output.logits, targets, rows["group"], batch.epoch)
+                parts["contrastive"] = self._contrastive_term(embedding, rows)
+                parts["prior"] = self._prior_term(output.logits)
+            terms |= {f"{name}_{'ab'[index]}": term for name, term in parts.items()}
+        return terms
+
+    def after_step(self) -> None:
+        """Move the averages."""
+        for average, network in zip(self.averages, self.networks, strict=True):
+            assert isinstance(average, MomentumCopy)
+            average.update(network)
+
+    def _warm_up_terms(self, network: Network, logits: Tensor, labels: Tensor) -> dict[str, Term]:
+        assert network.projector is not None
+        losses = F.cross_entropy(logits.float(), labels, reduction="sum")
+        idle = self.untouched(network.projector)
+        return {"warm_up": Term(losses + idle, losses.new_tensor(len(labels)))}
+
+    def _label(self, batch: Batch) -> Tensor:
+        """Mean prediction of each averaged network over the weak views: (2, B, C) float32."""
+        num_views = self.config.num_weak_views
+        images = torch.cat([batch.views[f"weak{m}"] for m in range(num_views)])
+        predictions = [average(images) for average in self.averages]
+        return torch.stack([p.unflatten(0, (num_views, -1)).mean(0) for p in predictions])
+
+    def _targets(self, labelled: Tensor, index: int, rows: Mapping[str, Tensor]) -> Tensor:
+        """Refined labels (B, C) that network ``index`` is trained towards."""
+        both = labelled.mean(0)
+        partner = both if self.config.refine_with == "both" else labelled[index]
+        given = F.one_hot(rows["label"], self.problem.num_classes).float()
+        return refine_targets(
+            given, partner, both, rows["posterior"][:, CORRECT], rows["group"],
+            temperature=self.config.temperature, sharpen_mis_l=self.config.sharpen_mis_l,
+        )  # fmt: skip
+
+    def _supervised_terms(
+        self, logits: Tensor, targets: Tensor, groups: Tensor, epoch: int
+    ) -> dict[str, Term]:
+        """Cross-entropy on Correct, squared error on Mis-H, weighted cross-entropy on Mis-L."""
+        cross_entropies = soft_cross_entropy(logits, targets)
+        squared_errors = squared_error(logits, targets)
+        weight = omega(
+            epoch, self.config.warmup_epochs, self.problem.num_epochs, self.config.omega_start
+        )
+
+        def term(losses: Tensor, group: int, weight: float) -> Term:
+            mask = (groups == group).float()
+            return Term((losses * mask).sum(), mask.sum(), weight)
+
+        return {
+            "correct": term(cross_entropies, CORRECT, 1.0),
+            "mis_h": term(squared_errors, MIS_H, self.config.lambda_mis_h),
+            "mis_l": term(cross_entropies, MIS_L, weight),
+        }
+
+    def _contrastive_term(self, embedding: Tensor, rows: Mapping[str, Tensor]) -> Term:
+        """Correct samples by class and every Mis-L sample as one extra class."""
+        groups = rows["group"]
+        classes = torch.where(groups == CORRECT, rows["label"], -1)
+        classes = torch.where(groups == MIS_L, self.problem.num_classes, classes)
+        start = collectives.rank() * len(classes)
+        total, count = supervised_contrastive(
+            embedding, classes,
+            collectives.gather_with_grad(embedding), collectives.gather_rows(classes),
+            own_index=torch.arange(start, start + len(classes), device=classes.device),
+            temperature=self.config.contrastive_temperature,
+        )  # fmt: skip
+        return Term(total, count, self.config.lambda_contrastive)
+
+    def _prior_term(self, logits: Tensor) -> Term:
+        """Divergence of the mean prediction over the global batch from the class frequencies."""
+        summed = collectives.all_reduce_sum_with_grad(F.softmax(logits.float(), dim=-1).sum(0))
+        mean = summed / (len(logits) * collectives.num_ranks())
+        divergence = prior_divergence(self.get_buffer("prior"), mean)
+        # Equal on every rank: the mean over ranks, a count of one each, is the value itself.
+        return Term(divergence, torch.ones_like(divergence), self.config.lambda_prior)
+
+
+def omega(epoch: int, warmup_epochs: int, num_epochs: int, start: float) -> float:
+    """Omega(t), the weight of the Mis-L term: linear from ``start`` at T_w to 0 at T."""
+    return start * (num_epochs - epoch) / max(num_epochs - warmup_epochs, 1)
+
+
+def refine_targets(
+    given: Tensor, partner: Tensor, both: Tensor, correct: Tensor, groups: Tensor,
+    *, temperature: float, sharpen_mis_l: bool,
+) -> Tensor:  # fmt: skip
+    """Targets of a batch by group.
+
+    Correct, co-refinement: ``sharpen(w y + (1 - w) partner)``; Mis-H, co-guessing:
+    ``sharpen(both)``; Mis-L, pseudo-labelling: ``partner``, sharpened on demand.
+
+    Hand example: given (1, 0), partner = both = (0.4, 0.6), w = 0.5, T = 0.5. As Correct the mix is
+    (0.7, 0.3), sharpened (0.49, 0.09) / 0.58 = (0.845, 0.155); as Mis-H (0.16, 0.36) / 0.52 =
+    (0.308, 0.692); as Mis-L (0.4, 0.6).
+
+    Args:
+        given: (B, C) float, one-hot given labels y.
+        partner: (B, C) float, prediction that refines labels.
+        both: (B, C) float, mean prediction of both networks.
+        correct: (B,) float in [0, 1], posterior w of Correct.
+        groups: (B,) uint8.
+        temperature: T of sharpening.
+        sharpen_mis_l: Whether to sharpen the third kind.
+
+    Returns:
+        (B, C) float32, rows sum to 1, without gradient.
+    """
+    share = correct.unsqueeze(1)
+    refined = sharpen(share * given + (1 - share) * partner, temperature)
+    guessed = sharpen(both, temperature)
+    pseudo = sharpen(partner, temperature) if sharpen_mis_l else partner
+    group = groups.unsqueeze(1)
+    targets = torch.where(group == CORRECT, refined, torch.where(group == MIS_H, guessed, pseudo))
+    return targets.detach()

@@ -1,0 +1,63 @@
+"""Pre-trained weights from a file, for machines without a network."""
+
+import logging
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+__all__ = ["load_weights"]
+
+logger = logging.getLogger(__name__)
+
+# Classifier heads of torchvision's and timm's models, which an encoder has no use for.
+_HEADS = ("fc.", "classifier.", "head.")
+
+
+def load_weights(encoder: nn.Module, path: Path) -> None:
+    """Load an encoder's weights and say what did not fit.
+
+    A classifier head in the file is left out; everything else must match exactly.
+
+    Args:
+        encoder: Module to fill.
+        path: ``.safetensors``, or a ``.pth``/``.pt``/``.bin`` state dict of tensors.
+
+    Raises:
+        ValueError: The file is missing, is not a state dict, or its keys or shapes do not match;
+            the message names ``model.weights``, the file and the first ten keys of each kind.
+    """
+    state = {k: v for k, v in _read(path).items() if not k.startswith(_HEADS)}
+    own = encoder.state_dict()
+    missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = sorted(
+        f"{k} ({tuple(state[k].shape)}, needed {tuple(own[k].shape)})"
+        for k in own.keys() & state.keys()
+        if own[k].shape != state[k].shape
+    )
+    findings = [
+        f"{len(keys)} {kind}: {', '.join(keys[:10])}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+        if keys
+    ]
+    if findings:
+        raise ValueError(
+            f"model.weights: {path} does not fit model.backbone; " + "; ".join(findings)
+        )
+    encoder.load_state_dict(state, strict=False)
+    logger.info("loaded %d tensors from %s", len(state), path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name."""
+    if not path.is_file():
+        raise ValueError(f"model.weights: no file {path}")
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"model.weights: {path} is not a state dict of tensors")
+    return state
