@@ -1,0 +1,31 @@
+# make demo | test | check | clean. Each sets up .venv by itself; PYTHON=python3.11 picks its Python.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# More threads than this slow down the small networks of the demo.
+THREADS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
+RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test check clean
+
+demo: $(READY)
+	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml \
+		--num_cpu_threads_per_process $(THREADS) \
+		launcher/run.py --config configs/qmix_demo.yaml run.dir=$(RUN_DIR)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy launcher engine methods data
+
+# The stamp is written last, so that a broken installation is taken up again.
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
