@@ -133,8 +133,8 @@ def draw_fundus(grade: int, size: int, rng: np.random.Generator) -> NDArray[np.u
     if rng.random() < 0.5:  # a left eye
         picture = picture[:, ::-1]
     # The noise comes last: it alone takes more draws for more pixels.
-    picture = picture + rng.normal(0, rng.uniform(0.005, 0.02), picture.shape)
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    noisy = picture + rng.normal(0, rng.uniform(0.005, 0.02), picture.shape)
+    return (noisy.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _paint(
