@@ -131,59 +131,12 @@ def test_override_leaves_the_other_user_of_an_anchor_alone(load):
     assert config.spare.warmup.epochs == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("1e-3", 1e-3),
-        ("5e-4", 5e-4),
-        ("1E5", 1e5),
-        ("1.5e+2", 150.0),
-        (".5", 0.5),
-        ("3.", 3.0),
-        ("+2", 2.0),
-        (".inf", math.inf),
-        ("7", 7.0),
-        ("1:30", None),
-        ("1_000", None),
-        ("'1e-3'", None),
-        ("true", None),
-        ("2024-01-01", None),
-    ],
-)
-def test_what_is_a_number(load, text, number):
-    if number is None:
-        with pytest.raises(ConfigError, match=r"optim\.lr: found"):
-            load(f"optim: {{lr: {text}}}")
-    else:
-        assert load(f"optim: {{lr: {text}}}").optim.lr == number
-        assert load("{}", f"optim.lr={text}").optim.lr == number
+def test_numbers_and_words_mean_what_they_look_like(load):
+    text = "data: {name: no, weights: {on: 1}}\noptim: {lr: 1e-3, batch_size: 010}"
+    config = load(text, "data.root=off", "optim.clip=5E-1")
 
-
-@pytest.mark.parametrize(("text", "number"), [("010", 10), ("0o10", 8), ("0x1F", 31), ("+5", 5)])
-def test_integers_follow_yaml_1_2(load, text, number):
-    assert load(f"optim: {{batch_size: {text}}}").optim.batch_size == number
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["no", "yes", "on", "off", "NO", "y", "n", "1:30", "2024-01-01", "1_000", "0b11", "<<", "="],
-)
-def test_words_that_yaml_1_1_would_change_stay_text(load, text):
-    assert load(f"data: {{name: {text}}}").data.name == text
-    assert load(f"data: {{weights: {{{text}: 1}}}}").data.weights == {text: 1.0}
-
-
-@pytest.mark.parametrize("text", ["no", "yes", "on", "off", "1", "0", "'true'"])
-def test_only_true_and_false_are_booleans(load, text):
-    assert load("optim: {nesterov: True}").optim.nesterov is True
-    assert load("optim: {nesterov: FALSE}").optim.nesterov is False
-    with pytest.raises(ConfigError, match=r"optim\.nesterov: found .* expected true or false"):
-        load(f"optim: {{nesterov: {text}}}")
-
-
-def test_keys_are_text_as_written(load):
-    weights = load("data:\n  weights: {1: 1, on: 2, null: 3, 0.5: 4}").data.weights
-    assert weights == {"1": 1, "on": 2, "null": 3, "0.5": 4}
+    assert config.data == Data(name="no", weights={"on": 1}, root=Path("off"))
+    assert config.optim == Optim(lr=0.001, batch_size=10, clip=0.5)
 
 
 @pytest.mark.parametrize(
@@ -321,15 +274,7 @@ def test_validators_of_the_root_are_reported_without_a_path(errors):
     ("text", "start"),
     [
         ("optim:\n  lr: [1\n", "x.yaml:3: while parsing a flow sequence from line 2: "),
-        ("optim:\n\tlr: 1\n", "x.yaml:2: "),
-        ("data: a: b\n", "x.yaml:1: mapping values are not allowed here"),
-        ("data: {}\n---\noptim: {}\n", "x.yaml:2: "),
         ("optim:\n  lr: 1\n  lr: 2\n", "x.yaml:3: key 'lr' is given twice, first in line 2"),
-        ("data: {}\noptim: !!python/name:os.system\n", "x.yaml:2: tag "),
-        ("optim: {lr: !!int x}\n", "x.yaml:1: 'x' is not of type int"),
-        ("data: {}\n? [a]\n: 1\n", "x.yaml:2: a key must be plain text"),
-        ("data: &a [*a]\n", "x.yaml:1: "),
-        ("data: {}\nname: \x01\n", "x.yaml:2: character '\\x01' is not allowed"),
         ("- 1\n", "x.yaml: found [1], expected a mapping of sections"),
         ("just text\n", "x.yaml: found 'just text', expected a mapping of sections"),
         ("# only a comment\n", "x.yaml: found nothing, expected a mapping of sections"),
@@ -357,54 +302,6 @@ def test_union_members_need_no_tag_and_may_be_given_in_any_form(load):
     assert load("optim: {seed: 3}").optim.seed == 3
 
 
-TRICKY_TEXTS = [
-    "no",
-    "yes",
-    "null",
-    "~",
-    "",
-    "1e-3",
-    "1E5",
-    "010",
-    "0o10",
-    "0x1F",
-    "1:30",
-    "2024-01-01",
-    "1_000",
-    ".inf",
-    "true",
-    "=",
-    "<<",
-    "a:b",
-    "#x",
-    "'quoted'",
-    'double"',
-    "Hämatom",
-    "two\nlines\n",
-    "- x",
-]
-
-
-@pytest.mark.parametrize("text", TRICKY_TEXTS)
-def test_dumped_text_reads_back_in_yaml_1_1_and_1_2(load, text):
-    config = Config(data=Data(weights={text: 1.0}, root=Path(text)))
-    dumped = dump_config(config)
-
-    assert load(dumped) == config
-    assert yaml.safe_load(dumped)["data"]["weights"] == {text: 1.0}
-
-
-@pytest.mark.parametrize("number", [1e-3, 1e-5, 1e-300, 1e16, 1e22, 0.1 + 0.2, 3.0, math.inf])
-def test_dumped_numbers_read_back_exactly_in_yaml_1_1_and_1_2(load, number):
-    config = Config(optim=Optim(lr=number))
-    dumped = dump_config(config)
-
-    assert load(dumped) == config
-    plain = yaml.safe_load(dumped)["optim"]["lr"]
-    assert isinstance(plain, float)
-    assert plain == number
-
-
 def test_dump_is_readable_and_complete():
     config = Config(data=Data(root=Path("data/x"), sizes=(1, 2)), method=Mixing())
 
@@ -419,6 +316,15 @@ def test_dump_is_readable_and_complete():
         "method:",
         "  name: mixing",
     ]
+
+
+def test_a_dump_loads_back_to_an_equal_config(load):
+    config = Config(
+        data=Data(root=Path("no"), name="1e-3", weights={"on": math.inf}),
+        method=Mixing(alpha=1e-5),
+        extra=Warmup(epochs=3),
+    )
+    assert load(dump_config(config)) == config
 
 
 def test_equal_configs_have_equal_fingerprints(load):
