@@ -18,19 +18,20 @@ NUM = 20_000
 SHARES = np.array([0.4, 0.3, 0.2, 0.1])
 LABELS = np.random.default_rng(0).choice(4, NUM, p=SHARES)
 
-# Noisy labels and groups of 20 samples with the labels 0, 1, 2, 3, 4, 0, ...
+# Noisy labels and groups of 20 samples, whose labels are 8 times 0, 6 times 1, 3 times 2, 2 times 3
+# and once 4.
 GOLDEN = {
     "symmetric": (
-        [1, 1, 4, 3, 2, 0, 0, 1, 1, 4, 3, 1, 2, 3, 4, 0, 1, 2, 3, 2],
+        [1, 0, 4, 0, 3, 0, 1, 2, 2, 1, 3, 1, 1, 1, 2, 2, 2, 3, 3, 2],
         [1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 2, 0, 0, 2, 0, 0, 2, 1],
     ),
     "asymmetric": (
-        [1, 1, 4, 3, 2, 0, 0, 1, 1, 4, 3, 1, 2, 3, 4, 0, 1, 2, 3, 2],
+        [1, 0, 3, 0, 2, 0, 1, 1, 0, 1, 0, 1, 1, 1, 2, 2, 2, 3, 3, 1],
         [1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 2, 0, 0, 2, 0, 0, 2, 1],
     ),
     "instance": (
-        [0, 1, 3, 3, 4, 0, 1, 2, 3, 3, 1, 1, 2, 2, 4, 4, 1, 2, 3, 4],
-        [0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 2, 1, 0, 1, 0, 0, 2, 2],
+        [0, 0, 3, 3, 2, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 3, 2, 3, 3, 4],
+        [0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 1, 0, 0, 2, 2],
     ),
 }  # fmt: skip
 
@@ -181,7 +182,7 @@ def test_arguments_are_left_alone():
 
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "instance"])
 def test_golden(kind):
-    labels = np.arange(20) % 5
+    labels = np.repeat(np.arange(5), [8, 6, 3, 2, 1])
     features = np.outer(np.arange(20.0), [1.0, -2.0]) % 7
     config = NoiseConfig(kind=kind, mis_h=0.4, mis_l=0.15)
     result = inject(labels, 5, config, 0, features=features)
