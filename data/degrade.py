@@ -16,6 +16,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 __all__ = ["degrade"]
 
+# Keeps these draws apart from others with the same seed and sample: were the synthetic pictures drawn
+# from the same stream, the number of defects would tell their grade.
+_STREAM = 0xDE64ADE
+
 Picture = NDArray[np.float32]  # (H, W, 3) in [0, 1]
 
 
@@ -37,7 +41,7 @@ def degrade(
     Returns:
         (H, W, 3) uint8, a new array.
     """
-    rng = np.random.default_rng([seed, sample_id])
+    rng = np.random.default_rng([seed, sample_id, _STREAM])
     num_defects = int(rng.integers(1, 4))
     chosen = {str(rng.choice(_HIDING))}
     while len(chosen) < num_defects:
