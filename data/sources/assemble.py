@@ -69,24 +69,24 @@ def assemble(
     """
     root = data_root(config)
     problems = Problems(str(root))
-    if class_names is None:
-        class_names = _find_classes(rows, config.num_classes)
+    class_names = class_names or _find_classes(rows, config.num_classes)
     if config.num_classes not in (None, len(class_names)):
-        problems.add(f"data.num_classes is {config.num_classes}, classes", ", ".join(class_names))
+        problems.add(
+            f"classes, but data.num_classes is {config.num_classes}", ", ".join(class_names)
+        )
     names = _locate(rows, ImageFinder(root, folders), problems)
     lost = [row for row, name in zip(rows, names, strict=True) if not name]
+    offenders = [f"{row.place} {row.image!r}" for row in lost]
     if config.on_unreadable == "error":
-        for row in lost:
-            kind = f"no such image in {', '.join(folder or '.' for folder in folders)}"
-            problems.add(kind, f"{row.place} {row.image!r}")
+        kind = f"no such image in {', '.join(folder or '.' for folder in folders)}"
+        for offender in offenders:
+            problems.add(kind, offender)
     columns = _parse_columns(rows, class_names, problems)
     problems.raise_any()
     if lost:
-        offenders = [f"{row.place} {row.image!r}" for row in lost]
         logger.warning("%s: left out, no such image: %s", root, shorten(offenders))
-    kept = np.flatnonzero([bool(name) for name in names])
-    manifest = Manifest(names=PackedStrings.pack(names), class_names=class_names, **columns)
-    manifest = manifest.select(kept)
+    every = Manifest(names=PackedStrings.pack(names), class_names=class_names, **columns)
+    manifest = every.select(np.flatnonzero([bool(name) for name in names]))
     reader = FileImages(root, manifest.names, config.image_size, config.resize)
     return Source(manifest, reader, tuple(row.image for row in lost))
 
