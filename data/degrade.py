@@ -16,8 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 __all__ = ["degrade"]
 
-# Keeps these draws apart from others with the same seed and sample: were the synthetic pictures drawn
-# from the same stream, the number of defects would tell their grade.
+# Keeps these draws apart from those that drew a synthetic picture of the same seed and number.
 _STREAM = 0xDE64ADE
 
 Picture = NDArray[np.float32]  # (H, W, 3) in [0, 1]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from scipy.stats import spearmanr
 
 from data.degrade import degrade
 from data.fundus import draw_fundus
@@ -99,14 +98,6 @@ def test_strength_is_relative_to_the_size():
         alike.append(np.corrcoef(degrade(small, SEVERE, 0, k).ravel(), reduced.ravel())[0, 1])
     # Grain differs with the number of pixels; everything else is the same defect at the same place.
     assert np.median(alike) > 0.97
-
-
-def test_damage_tells_nothing_of_a_synthetic_picture_with_the_same_seed():
-    # The first number that the generator draws for picture k decides its grade.
-    first = np.array([np.random.default_rng([0, k]).random() for k in range(400)])
-    grey = np.full((16, 16, 3), 120, dtype=np.uint8)
-    damage = [np.abs(degrade(grey, (1.0, 1.0), 0, k).astype(int) - 120).mean() for k in range(400)]
-    assert spearmanr(first, damage).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (40, 90, 3), (301, 17, 3)])
