@@ -11,7 +11,7 @@ their meaning and by which a class falls back to the fit over all classes.
 The statistics are in-sample: of networks that were trained on these labels. Posteriors are
 responsibilities under the mixture, not calibrated probabilities.
 
-Shapes: M networks, N samples (position = sample_id), C classes, K = 3 groups.
+Shapes: M networks, N samples, C classes.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -45,15 +45,29 @@ NUM_GROUPS = 3
 # Where a class's posteriors come from.
 OWN_FIT, POOLED_FIT, ALL_CORRECT = 0, 1, 2
 
-_PROTOTYPE_QUANTILES = (0.1, 0.5, 0.9)
+# Measured on digits (40 % Mis-H, 15 % Mis-L, two small networks, 18 points of training after the
+# tenth epoch): a low quantile of 20 % finds Mis-L at precision 0.49 where 10 % gives 0.44; from
+# 25 % on, simulated classes with only 17 % Correct begin to be lost.
+_PROTOTYPE_QUANTILES = (0.2, 0.5, 0.9)
 # Component means nearer than this share of the scaled range do not tell two groups apart.
 _MIN_GAP = 1e-3
 
+_DIVIDEMIX = MixtureConfig(max_iterations=10, tolerance=1e-2, reg_covar=5e-4)
+
 
 class SeparationConfig(MixtureConfig):
-    """Settings of `separate_quality`."""
+    """Settings of `separate_quality`.
 
-    min_samples: int = Field(30, ge=1, description="smallest class with a fit of its own")
+    The variances' regulariser is DivideMix's, not scikit-learn's 1e-6: with that, the many samples
+    learned by heart draw one component into a spike and push milder ones out of Correct. On digits
+    (40 % Mis-H, 15 % Mis-L, small networks after ten epochs) 5e-4 raises the AUC of Correct from
+    0.96 to 0.98 and its recall from 0.76 to 0.83.
+    """
+
+    reg_covar: float = Field(
+        5e-4, gt=0.0, description="added to each variance of the scaled features"
+    )
+    min_samples: int = Field(30, ge=NUM_GROUPS, description="smallest class with a fit of its own")
 
 
 @dataclass(frozen=True)
@@ -133,16 +147,16 @@ def separate_loss(
 ) -> Tensor:
     """Probability that each sample's label is clean, from its loss alone (DivideMix).
 
-    Per network, two Gaussians are fitted to the scaled losses of all samples, started at their 10 %
+    Per network, two Gaussians are fitted to the scaled losses of all samples, started at their 20 %
     and 90 % quantiles; the result is the posterior of the one with the lower mean. Where
     the two means coincide (constant losses, a single sample) every label counts as clean.
-    DivideMix's published program takes 10 iterations, tolerance 1e-2, regularisation 5e-4 and
-    scikit-learn's random k-means start.
+    The default settings are those of DivideMix's published program, which starts from random
+    k-means; running EM on to convergence finds wrong labels less well.
 
     Args:
         losses: (M, N) any float type, cross-entropy against the given label.
         sample_ids: (N,) int64, for error messages; 0..N-1 if None.
-        config: EM settings; the defaults if None.
+        config: EM settings; 10 iterations, tolerance 1e-2 and regulariser 5e-4 if None.
 
     Returns:
         (M, N) float64 in [0, 1] on the CPU; 1 = surely clean.
@@ -155,7 +169,7 @@ def separate_loss(
     segments = torch.zeros(losses.shape[1], dtype=torch.int64)
     low, _, high = segment_quantiles(features[..., 0], segments, 1, _PROTOTYPE_QUANTILES).unbind(-1)
     start = torch.stack([low, high], dim=-1).unsqueeze(-1)
-    mixture = fit_mixture(features, segments, start, config)
+    mixture = fit_mixture(features, segments, start, config or _DIVIDEMIX)
     means = mixture.means[:, 0, :, 0]
     posteriors = mixture_posteriors(mixture, features, segments)
     chosen = means.argmin(dim=1).view(-1, 1, 1).expand(*losses.shape, 1)
@@ -168,7 +182,7 @@ def quality_prototypes(features: Tensor, segments: Tensor, num_segments: int) ->
     """Start means of the three groups from quantiles of each segment's own statistics.
 
     Correct = (low loss, low uncertainty), Mis-H = (high, low), Mis-L = (median, high), where low,
-    median and high are the 10 %, 50 % and 90 % quantiles.
+    median and high are the 20 %, 50 % and 90 % quantiles.
 
     Args:
         features: (M, N, 2) float64, scaled loss and uncertainty.
@@ -193,7 +207,7 @@ def _fit_groups(
     prototypes = quality_prototypes(features, segments, num_segments)
     mixture = fit_mixture(features, segments, prototypes, config)
     counts = torch.bincount(segments, minlength=num_segments).unsqueeze(-1)
-    alive = mixture.weights * counts >= 1
+    alive = mixture.weights * counts > 0.5
     order, sensible = _arrange(mixture.means, prototypes, alive)
     arranged = replace(
         mixture,
@@ -217,7 +231,7 @@ def _arrange(means: Tensor, prototypes: Tensor, alive: Tensor) -> tuple[Tensor, 
     Args:
         means: (M, S, 3, 2) float64, scaled loss and uncertainty.
         prototypes: (M, S, 3, 2) float64 in group order.
-        alive: (M, S, 3) bool, whether the component holds any sample.
+        alive: (M, S, 3) bool, whether the component holds a sample, or most of one.
 
     Returns:
         (M, S, 3) int64, the component of each group, and (M, S) bool, whether any is sensible.

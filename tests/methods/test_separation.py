@@ -98,7 +98,7 @@ def test_prototypes_by_hand():
     loss, uncertainty = torch.linspace(0, 1, 11).double(), torch.linspace(0, 2, 11).double()
     features = torch.stack([loss, uncertainty], dim=-1).unsqueeze(0)
     prototypes = quality_prototypes(features, torch.zeros(11, dtype=torch.int64), 1)[0, 0]
-    expected = torch.tensor([[0.1, 0.2], [0.9, 0.2], [0.5, 1.8]]).double()
+    expected = torch.tensor([[0.2, 0.4], [0.9, 0.4], [0.5, 1.8]]).double()
     torch.testing.assert_close(prototypes, expected)
 
 
@@ -165,7 +165,8 @@ def test_same_partition_as_scikit_learn():
     separation = separate_quality(losses, uncertainties, labels, NUM_CLASSES, config=config)
     features = torch.stack([scale_to_unit(losses), scale_to_unit(uncertainties)], dim=-1)
     means = quality_prototypes(features, labels, NUM_CLASSES)
-    start = fit_mixture(features, labels, means, MixtureConfig(max_iterations=0))
+    unmoved = MixtureConfig(max_iterations=0, reg_covar=config.reg_covar)
+    start = fit_mixture(features, labels, means, unmoved)
     for network in range(2):
         for c in range(NUM_CLASSES):
             rows = labels == c
