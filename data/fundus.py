@@ -32,8 +32,8 @@ Point = NDArray[np.float64]
 
 # Fewest and most lesions (both included) by grade: microaneurysms, haemorrhages, clusters of
 # exudates.
-_MICROANEURYSMS = ((0, 0), (2, 7), (3, 10), (5, 14), (3, 12))
-_HAEMORRHAGES = ((0, 0), (0, 0), (1, 5), (7, 15), (1, 10))
+_MICROANEURYSMS = ((0, 0), (3, 8), (3, 10), (5, 14), (3, 12))
+_HAEMORRHAGES = ((0, 0), (0, 0), (2, 5), (8, 15), (1, 10))
 _EXUDATES = ((0, 0), (0, 0), (0, 3), (0, 4), (0, 3))
 
 _DISC_COLOUR = (0.98, 0.84, 0.55)
@@ -125,7 +125,7 @@ def draw_fundus(grade: int, size: int, rng: np.random.Generator) -> NDArray[np.u
     picture = _background(eye, size, rng)
     _paint(picture, _vessels(eye, size, rng), _VESSEL_COLOUR, rng.uniform(0.55, 0.85))
     _paint(picture, _exudates(eye, grade, size, rng), _EXUDATE_COLOUR, rng.uniform(0.7, 0.95))
-    _paint(picture, _blood(eye, grade, size, rng), _BLOOD_COLOUR, rng.uniform(0.6, 0.9))
+    _paint(picture, _blood(eye, grade, size, rng), _BLOOD_COLOUR, rng.uniform(0.7, 0.95))
     picture *= _illumination(eye, size, rng)
     field = _Mask(size)
     field.ellipse(eye.centre, (eye.radius, eye.radius))
@@ -243,11 +243,11 @@ def _blood(eye: _Eye, grade: int, size: int, rng: np.random.Generator) -> NDArra
     mask = _Mask(size)
     fewest, most = _MICROANEURYSMS[grade]
     for place in eye.lesion_places(int(rng.integers(fewest, most + 1)), rng):
-        radius = rng.uniform(0.009, 0.014)
+        radius = rng.uniform(0.013, 0.018)
         mask.ellipse(place, (radius, radius), rng.uniform(0.7, 1.0))
     fewest, most = _HAEMORRHAGES[grade]
     for place in eye.lesion_places(int(rng.integers(fewest, most + 1)), rng):
-        mask.polygon(_blot(place, rng.uniform(0.018, 0.036), rng), rng.uniform(0.8, 1.0))
+        mask.polygon(_blot(place, rng.uniform(0.028, 0.044), rng), rng.uniform(0.8, 1.0))
     if grade == 4:
         kind = rng.random()
         if kind < 0.7:
@@ -278,7 +278,7 @@ def _new_vessels(mask: _Mask, eye: _Eye, rng: np.random.Generator) -> None:
     for heading in rng.uniform(0, 2 * math.pi, 9):
         turn = rng.choice((-1.0, 1.0)) * rng.uniform(2, 5)
         points, _ = _walk(centre, heading, turn, rng.uniform(0.1, 0.2), rng)
-        mask.line(points, np.full(14, 0.005), 0.8)
+        mask.line(points, np.full(14, 0.008), 0.9)
 
 
 def _exudates(eye: _Eye, grade: int, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -287,6 +287,6 @@ def _exudates(eye: _Eye, grade: int, size: int, rng: np.random.Generator) -> NDA
     fewest, most = _EXUDATES[grade]
     for centre in eye.lesion_places(int(rng.integers(fewest, most + 1)), rng):
         for place in centre + rng.normal(0, 0.03, (int(rng.integers(3, 9)), 2)):
-            radius = rng.uniform(0.006, 0.014)
+            radius = rng.uniform(0.010, 0.016)
             mask.ellipse(place, (radius, radius), rng.uniform(0.7, 1.0))
     return mask.cover()

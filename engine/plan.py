@@ -9,6 +9,8 @@ a run was resumed. A rank takes its slice of each global batch, so going on at s
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import ConfigError
+
 __all__ = ["global_batches", "num_steps", "per_rank_batch_size", "rank_slice", "whole_batches"]
 
 IntArray = NDArray[np.int64]
@@ -25,10 +27,10 @@ def num_steps(num_samples: int, batch_size: int) -> int:
     all samples, in :func:`whole_batches`.
 
     Raises:
-        ValueError: There are fewer samples than one global batch.
+        ConfigError: There are fewer samples than one global batch.
     """
     if num_samples < batch_size:
-        raise ValueError(
+        raise ConfigError(
             f"optim.batch_size: {batch_size} is more than the {num_samples} training samples; "
             f"at most {num_samples} is possible"
         )
@@ -39,14 +41,14 @@ def per_rank_batch_size(batch_size: int, num_ranks: int) -> int:
     """Samples of a global batch that each rank takes.
 
     Raises:
-        ValueError: The global batch cannot be divided evenly, or leaves a rank fewer than two
+        ConfigError: The global batch cannot be divided evenly, or leaves a rank fewer than two
             samples (of which BatchNorm could make no statistics).
     """
     if batch_size % num_ranks or batch_size < 2 * num_ranks:
         below = max(batch_size // num_ranks, 2) * num_ranks
         above = max(-(-batch_size // num_ranks), 2) * num_ranks
         nearest = " or ".join(str(size) for size in sorted({below, above}))
-        raise ValueError(
+        raise ConfigError(
             f"optim.batch_size: {batch_size} samples cannot be shared evenly by {num_ranks} "
             f"processes with at least 2 each; nearest possible: {nearest}"
         )

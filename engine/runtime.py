@@ -8,7 +8,11 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+)
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["ProcessEnvironment", "RuntimeConfig", "read_environment", "start_processes"]
@@ -61,16 +65,18 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
         random state, schedules and tracking are this project's own.
     """
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in between
+    # (pytorch#22095); statistics are averaged before anything is evaluated instead.
+    handlers: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ]
+    # A backend that is named makes accelerate expect a process group, so a lone process names none.
+    if read_environment().world_size > 1:
+        timeout = timedelta(seconds=config.timeout_seconds)
+        backend = "gloo" if on_cpu else "nccl"
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="no" if config.precision == "fp32" else config.precision,
-        kwargs_handlers=[
-            # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in
-            # between (pytorch#22095); statistics are averaged before anything is evaluated.
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(
-                backend="gloo" if on_cpu else "nccl",
-                timeout=timedelta(seconds=config.timeout_seconds),
-            ),
-        ],
+        kwargs_handlers=handlers,
     )

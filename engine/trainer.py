@@ -20,7 +20,6 @@ from engine.ledger import Column, Ledger
 from engine.metrics import classification_metrics, separation_metrics
 from engine.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from engine.plan import global_batches, num_steps, rank_slice, whole_batches
-from engine.record import Record
 from engine.terms import TermMeans, global_loss
 from methods.method import Batch, Method, View
 
@@ -112,7 +111,7 @@ class Trainer:
 
     # -- the loop --------------------------------------------------------------------------------
 
-    def fit(self, record: Record, save: Callable[["Trainer"], None]) -> None:
+    def fit(self, finish_epoch: Callable[[int, Mapping[str, Any]], None]) -> None:
         """Train to the end.
 
         ::
@@ -122,11 +121,10 @@ class Trainer:
                 for each global batch of the plan:              the same on any number of ranks
                     terms = method(views of this rank's slice)
                     loss = local sums / global counts; backward; clip; step; averages
-                exchange the ledger; evaluate; record; save
+                exchange the ledger; evaluate; finish_epoch     record and save
 
         Args:
-            record: Gets one line of metrics an epoch, on the main process.
-            save: Called after each epoch, on every process.
+            finish_epoch: Called on every process with the epoch and its metrics.
         """
         while self.epochs_done < self.task.num_epochs:
             epoch, start = self.epochs_done, time.perf_counter()
@@ -139,10 +137,8 @@ class Trainer:
             metrics |= self.evaluate()
             metrics["time/epoch_seconds"] = time.perf_counter() - start
             self.epochs_done += 1
-            if self.accelerator.is_main_process:
-                record.append(epoch, metrics)
-                logger.info("%s", describe_epoch(epoch, self.task.num_epochs, metrics))
-            save(self)
+            logger.info("%s", describe_epoch(epoch, self.task.num_epochs, metrics))
+            finish_epoch(epoch, metrics)
 
     def train_epoch(self, epoch: int, first_step: int = 0) -> dict[str, float]:
         """Take the steps of an epoch from ``first_step`` on; returns the means of the terms."""

@@ -4,8 +4,9 @@ import argparse
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,13 +23,14 @@ from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 from launcher.show import describe_plan, describe_result
+from methods.weights import ModelError
 
 __all__ = ["main"]
 
 logger = logging.getLogger("mednoise")
 
 # What a user can mend is shown as its message alone; anything else keeps its traceback.
-USER_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, ValueError, OSError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, OSError)
 EXIT_USER_ERROR = 2
 
 
@@ -96,8 +98,8 @@ def run(options: argparse.Namespace) -> None:
         print(describe_result(history, config.run.dir))
 
 
-def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dict[str, float]]:
-    """Train, or go on training, in ``run.dir``; returns the lines of the record."""
+def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Train, or go on training, in ``run.dir``; returns the record's lines on the main process."""
     method = build_method(config, data)
     task = build_task(config, data, pin_memory=accelerator.device.type == "cuda")
     trainer = Trainer(accelerator, method, task, config.optim, config.evaluation)
@@ -113,20 +115,23 @@ def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dic
             )
         trainer.restore(snapshot)
         logger.info("going on after epoch %d of %d", snapshot.epochs_done, config.run.epochs)
+    # Nobody writes before everybody has looked at what is there.
     accelerator.wait_for_everyone()
+    record = None
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", dump_config(config))
-    record = Record(folder / "metrics.jsonl", trainer.epochs_done)
+        record = Record(folder / "metrics.jsonl", trainer.epochs_done)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")}
 
-    def save(trainer: Trainer) -> None:
+    def finish_epoch(epoch: int, metrics: Mapping[str, Any]) -> None:
         snapshot = trainer.snapshot(tree, versions)
-        if accelerator.is_main_process:
+        if record is not None:
+            record.append(epoch, metrics)
             checkpoints.save(snapshot)
 
-    trainer.fit(record, save)
-    return record.history
+    trainer.fit(finish_epoch)
+    return [] if record is None else record.history
 
 
 def _require_no_run(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from methods.weights import load_weights
+from methods.weights import ModelError, load_weights
 
 __all__ = [
     "TORCHVISION_BACKBONES",
@@ -165,11 +165,11 @@ def build_network(
         projector_dim: Dimension of the projector's output; 0 for none.
 
     Raises:
-        ValueError: Weights that do not fit, an unknown timm name, or synchronised BatchNorm without
+        ModelError: Weights that do not fit, an unknown timm name, or synchronised BatchNorm without
             a GPU; the message names the configuration's key.
     """
     if config.norm == "sync" and not torch.cuda.is_available():
-        raise ValueError(
+        raise ModelError(
             "model.norm: sync needs a GPU and none was found; "
             "group and frozen give equal results on any number of processes without one"
         )
@@ -213,12 +213,12 @@ def _build_timm(name: str) -> tuple[nn.Module, int]:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(
+        raise ModelError(
             "model.backbone: timm models need the extra: pip install 'mednoise[timm]'"
         ) from error
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
-        raise ValueError(f"model.backbone: timm has no model {name!r}; similar: {near}")
+        raise ModelError(f"model.backbone: timm has no model {name!r}; similar: {near}")
     encoder = timm.create_model(name, pretrained=False, num_classes=0)
     return encoder, int(encoder.num_features)
 

@@ -7,12 +7,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_weights"]
+__all__ = ["ModelError", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
 # Classifier heads of torchvision's and timm's models, which an encoder has no use for.
 _HEADS = ("fc.", "classifier.", "head.")
+
+
+class ModelError(ValueError):
+    """The section ``model`` asks for what cannot be built; one line that names the key."""
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
@@ -25,7 +29,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
         path: ``.safetensors``, or a ``.pth``/``.pt``/``.bin`` state dict of tensors.
 
     Raises:
-        ValueError: The file is missing, is not a state dict, or its keys or shapes do not match;
+        ModelError: The file is missing, is not a state dict, or its keys or shapes do not match;
             the message names ``model.weights``, the file and the first ten keys of each kind.
     """
     state = {k: v for k, v in _read(path).items() if not k.startswith(_HEADS)}
@@ -43,7 +47,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
         if keys
     ]
     if findings:
-        raise ValueError(
+        raise ModelError(
             f"model.weights: {path} does not fit model.backbone; " + "; ".join(findings)
         )
     encoder.load_state_dict(state, strict=False)
@@ -53,11 +57,11 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name."""
     if not path.is_file():
-        raise ValueError(f"model.weights: no file {path}")
+        raise ModelError(f"model.weights: no file {path}")
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"model.weights: {path} is not a state dict of tensors")
+        raise ModelError(f"model.weights: {path} is not a state dict of tensors")
     return state

@@ -1,0 +1,77 @@
+import errno
+import json
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.checkpoint import CheckpointError, Checkpoints, Snapshot, load
+
+
+def make(epochs_done):
+    return Snapshot(
+        epochs_done=epochs_done,
+        method={"weight": torch.full((3,), float(epochs_done))},
+        ledger={"label": torch.arange(4)},
+        optimizer={"optimizer": {"state": {0: {"step": torch.tensor(2.0)}}}, "scaler": {}},
+        config={"run": {"seed": 1}},
+        versions={"torch": "1"},
+    )
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    folder = Checkpoints(tmp_path, keep=2).save(make(3))
+    snapshot = load(folder)
+    assert snapshot.epochs_done == 3
+    assert snapshot.method["weight"].tolist() == [3, 3, 3]
+    assert snapshot.ledger["label"].tolist() == [0, 1, 2, 3]
+    assert snapshot.optimizer["optimizer"]["state"][0]["step"] == 2
+    assert snapshot.config == {"run": {"seed": 1}}
+
+
+def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for epoch in (1, 2, 3):
+        checkpoints.save(make(epoch))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-0002", "epoch-0003"]
+    assert checkpoints.latest().epochs_done == 3
+    assert Checkpoints(tmp_path / "none", keep=1).latest() is None
+
+
+@pytest.mark.parametrize("damage", ["method.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_torn_checkpoint_is_skipped_and_said_so(tmp_path, caplog, damage, how):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(make(1))
+    torn = checkpoints.save(make(2)) / damage
+    if how == "missing":
+        torn.unlink()
+    else:
+        torn.write_bytes(torn.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=damage):
+        load(torn.parent)
+    assert checkpoints.latest().epochs_done == 1
+    assert "skipping" in caplog.text
+    assert "epoch-0002" in caplog.text
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(make(1))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(make(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["epoch-0001"]
+    assert checkpoints.latest().epochs_done == 1
+
+
+def test_leftovers_of_a_killed_save_do_no_harm(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    (tmp_path / ".epoch-0001.tmp").mkdir()
+    (tmp_path / ".epoch-0001.tmp" / "method.safetensors").write_text("half")
+    assert checkpoints.latest() is None
+    assert json.loads((checkpoints.save(make(1)) / "state.json").read_text())["epochs_done"] == 1

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from engine.ledger import Column, Ledger, LedgerError
+
+COLUMNS = {
+    "loss": Column((2,), torch.float32, float("nan"), "loss"),
+    "group": Column((), torch.uint8, 0, "group"),
+}
+
+
+def make(num_samples=6):
+    return Ledger(num_samples, COLUMNS)
+
+
+def test_rows_take_effect_at_synchronisation_only():
+    ledger = make()
+    ledger.write(torch.tensor([4, 1]), loss=torch.tensor([[4.0, 4.5], [1.0, 1.5]]))
+    assert ledger["loss"].isnan().all()
+    ledger.synchronise()
+    assert ledger["loss"][4].tolist() == [4.0, 4.5]
+    assert ledger["loss"][1].tolist() == [1.0, 1.5]
+    assert ledger["loss"][[0, 2, 3, 5]].isnan().all()
+
+
+def test_rows_are_given_by_sample_id():
+    ledger = make()
+    ledger.fill("group", torch.tensor([0, 1, 2, 0, 1, 2]))
+    rows = ledger.rows(torch.tensor([5, 0, 4]), torch.device("cpu"))
+    assert rows["group"].tolist() == [2, 0, 1]
+
+
+def test_an_id_that_arrives_twice_is_refused():
+    ledger = make()
+    ledger.write(torch.tensor([1, 2]), group=torch.tensor([0, 0]))
+    ledger.write(torch.tensor([2]), group=torch.tensor([1]))
+    with pytest.raises(LedgerError, match=r"'group': 1 sample_ids arrived more than once.*\[2\]"):
+        ledger.synchronise()
+
+
+def test_missing_and_unexpected_ids_are_named():
+    ledger = make()
+    ledger.write(torch.tensor([0, 5]), group=torch.tensor([1, 1]))
+    with pytest.raises(LedgerError, match=r"1 sample_ids missing, first \[2\]; 1 unexpected.*\[5\]"):
+        ledger.synchronise(expected_ids=torch.tensor([0, 2]))
+
+
+def test_wrong_shapes_are_refused():
+    ledger = make()
+    with pytest.raises(ValueError, match="'loss' takes"):
+        ledger.write(torch.tensor([0]), loss=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="'group' takes"):
+        ledger.fill("group", torch.zeros(5))
+
+
+def test_state_goes_round_and_the_digest_tells_tables_apart():
+    ledger, other = make(), make()
+    ledger.fill("group", torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert ledger.digest() != other.digest()
+    other.load_state_dict(ledger.state_dict())
+    assert ledger.digest() == other.digest()
+    with pytest.raises(ValueError, match="columns"):
+        other.load_state_dict({"loss": ledger["loss"]})
+    with pytest.raises(ValueError, match="shape"):
+        make(5).load_state_dict(ledger.state_dict())
+
+
+def test_pending_rows_are_not_lost_silently_in_a_checkpoint():
+    ledger = make()
+    ledger.write(torch.tensor([1]), group=torch.tensor([1]))
+    with pytest.raises(LedgerError, match="not yet synchronised"):
+        ledger.state_dict()
+
+
+def test_memory_is_the_columns():
+    assert make(10).memory_bytes == 10 * (2 * 4 + 1)

@@ -1,0 +1,49 @@
+import json
+import math
+
+import pytest
+
+from engine.record import Record, summarise
+
+
+def test_one_strict_json_line_an_epoch(tmp_path):
+    record = Record(tmp_path / "metrics.jsonl", 0)
+    record.append(0, {"eval/kappa": 0.5, "eval/auroc": math.nan})
+    record.append(1, {"eval/kappa": math.inf})
+    lines = [json.loads(line) for line in record.path.read_text().splitlines()]
+    assert lines == [
+        {"epoch": 0, "eval/kappa": 0.5, "eval/auroc": None},
+        {"epoch": 1, "eval/kappa": None},
+    ]
+    assert Record.read(record.path) == lines
+
+
+def test_going_on_removes_later_lines_and_a_torn_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    record = Record(path, first_epoch=2)
+    assert [line["epoch"] for line in record.history] == [0, 1]
+    record.append(2, {"new": 1})
+    assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2, "new": 1}\n'
+
+
+def make_history(kappas, validation=None):
+    history = [{"epoch": e, "eval/kappa": k, "eval/accuracy": (k or 0) / 2} for e, k in enumerate(kappas)]
+    for line, value in zip(history, validation or [], strict=bool(validation)):
+        line["validation/kappa"] = value
+    return history
+
+
+def test_the_best_epoch_is_chosen_by_validation_not_by_test():
+    kappas = [0.1, 0.9, 0.5, 0.6, 0.7, 0.8, 0.2]
+    summary = summarise(make_history(kappas, [0, 0.1, 0.9, 0.2, 0, 0, 0]), ["kappa", "accuracy"])
+    assert (summary.best_epoch, summary.selected_on) == (2, "validation")
+    assert summary.best == {"kappa": 0.5, "accuracy": 0.25}
+    assert summary.last["kappa"] == 0.2
+    assert summary.mean_last["kappa"] == pytest.approx((0.5 + 0.6 + 0.7 + 0.8 + 0.2) / 5)
+
+
+def test_without_validation_the_choice_on_test_is_owned_up_to():
+    summary = summarise(make_history([0.1, None, 0.4]), ["kappa"])
+    assert (summary.best_epoch, summary.selected_on) == (2, "test")
+    assert math.isnan(summary.mean_last["kappa"])

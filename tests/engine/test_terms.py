@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from engine.terms import NonFiniteLossError, TermMeans, global_loss
+from methods.method import Term
+
+
+def test_terms_are_divided_by_their_counts_and_weighted():
+    x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    terms = {
+        "a": Term(x[:2].sum(), torch.tensor(2)),
+        "b": Term(x[2:].sum(), torch.tensor(1), weight=0.5),
+        "empty": Term(x.sum() * 0, torch.tensor(0), weight=9.0),
+    }
+    loss, shares = global_loss(terms, torch.arange(3))
+    assert loss.item() == pytest.approx(1.5 + 0.5 * 3)
+    loss.backward()
+    assert x.grad.tolist() == [0.5, 0.5, 0.5]
+    assert {name: share.item() for name, share in shares.items()} == {"a": 1.5, "b": 3, "empty": 0}
+
+
+def test_a_loss_that_is_not_finite_names_term_rank_and_samples():
+    terms = {
+        "good": Term(torch.tensor(1.0), torch.tensor(1)),
+        "bad": Term(torch.tensor(float("nan")), torch.tensor(1)),
+    }
+    with pytest.raises(NonFiniteLossError, match=r"rank 0: bad in a batch of 12 .*first \[30, 31,"):
+        global_loss(terms, torch.arange(30, 42))
+
+
+def test_means_are_over_steps():
+    means = TermMeans()
+    means.add({"a": torch.tensor(1.0)})
+    means.add({"a": torch.tensor(2.0)})
+    assert means.reduce() == {"a": 1.5}
+    assert TermMeans().reduce() == {}

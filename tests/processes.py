@@ -1,0 +1,27 @@
+"""Start real processes, as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def launch(script: Path, arguments: list[str], num_processes: int, cwd: Path):
+    """Run a script under ``accelerate launch`` on CPU processes of one thread each."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
+    parallel = ["--multi_gpu"] if num_processes > 1 else []
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", *parallel,
+        "--num_processes", str(num_processes), "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        str(script), *arguments,
+    ]  # fmt: skip
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
