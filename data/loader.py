@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from data.degrade import degrade
+from data.errors import DataError
 from data.images import ArrayImages, ImageReader
 
 __all__ = ["DegradedImages", "ImageDataset", "SampleLoader", "hold_in_memory"]
@@ -123,7 +124,17 @@ class SampleLoader:
         )
 
     def __call__(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in the given order: sample_ids (B,) int64 and images (B, 3, S, S) uint8."""
+        """Batches in the given order: sample_ids (B,) int64 and images (B, 3, S, S) uint8.
+
+        Raises:
+            DataError: An image cannot be read; the message names its file.
+        """
         self._sampler.batches = list(batches)
-        if self._sampler.batches:
+        if not self._sampler.batches:
+            return
+        try:
             yield from self._loader
+        except DataError as error:
+            # A worker's error arrives with the traceback in front of its message.
+            name = f"{DataError.__module__}.{DataError.__qualname__}: "
+            raise DataError(str(error).rpartition(name)[2].rstrip()) from error
