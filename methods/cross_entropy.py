@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from methods.losses import soft_cross_entropy
-from methods.method import Batch, Method, Problem, Term, View
+from methods.method import Batch, Method, MethodError, Problem, Term, View
 
 __all__ = ["CrossEntropy", "CrossEntropyConfig"]
 
@@ -91,12 +91,12 @@ def mix_neighbours(images: Tensor, targets: Tensor, coefficient: float) -> tuple
         Images and targets of the same shapes.
 
     Raises:
-        ValueError: B is odd.
+        MethodError: B is odd.
     """
     if len(images) % 2:
-        raise ValueError(
-            f"mixup pairs neighbours: each process needs an even number of samples, "
-            f"got {len(images)}; change optim.batch_size"
+        raise MethodError(
+            f"method.mixup_alpha: mixup pairs neighbours, so each process needs an even number of "
+            f"samples, got {len(images)}; change optim.batch_size"
         )
     neighbour = torch.arange(len(images), device=images.device) ^ 1
     return (

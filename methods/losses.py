@@ -68,7 +68,9 @@ def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
     Returns:
         (..., C) float32. (0.8, 0.2) at T = 0.5: (0.64, 0.04) / 0.68 = (0.941, 0.059).
     """
-    powers = probabilities.float().clamp_min(0) ** (1 / temperature)
+    probabilities = probabilities.float().clamp_min(0)
+    # Relative to the largest class, since high powers of all classes could underflow to 0 together.
+    powers = (probabilities / probabilities.amax(-1, keepdim=True)) ** (1 / temperature)
     return powers / powers.sum(-1, keepdim=True)
 
 
@@ -113,7 +115,9 @@ def supervised_contrastive(
     Returns:
         Sum over this rank's anchors that have a partner, and their number; float32 scalars.
     """
-    similarity = anchors.float() @ contrasts.float().T / temperature
+    # Mixed precision would take the product, and with it all that follows, in half precision.
+    with torch.autocast(anchors.device.type, enabled=False):
+        similarity = anchors.float() @ contrasts.float().T / temperature
     others = (contrast_classes >= 0).unsqueeze(0).repeat(len(anchors), 1)
     others.scatter_(1, own_index.unsqueeze(1), False)
     partners = others & (anchor_classes.unsqueeze(1) == contrast_classes.unsqueeze(0))

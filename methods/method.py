@@ -26,9 +26,13 @@ from torch import Tensor, nn
 from engine.ledger import Column, Ledger
 from methods.networks import Network
 
-__all__ = ["Batch", "Method", "Problem", "Term", "View", "ViewKind"]
+__all__ = ["Batch", "Method", "MethodError", "Problem", "Term", "View", "ViewKind"]
 
 ViewKind = Literal["plain", "weak", "strong"]
+
+
+class MethodError(ValueError):
+    """The section ``method`` does not go with the others; one line that names the keys."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pre-trained weights from a file, for machines without a network."""
 
 import logging
+import pickle
 from pathlib import Path
 
 import safetensors.torch
@@ -11,7 +12,7 @@ __all__ = ["ModelError", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
-# Classifier heads of torchvision's and timm's models, which an encoder has no use for.
+# Classifier heads of torchvision's and timm's models, of which an encoder keeps at most a part.
 _HEADS = ("fc.", "classifier.", "head.")
 
 
@@ -22,18 +23,20 @@ class ModelError(ValueError):
 def load_weights(encoder: nn.Module, path: Path) -> None:
     """Load an encoder's weights and say what did not fit.
 
-    A classifier head in the file is left out; everything else must match exactly.
+    What the encoder lacks of a classifier head in the file is left out; everything else must match
+    exactly.
 
     Args:
         encoder: Module to fill.
         path: ``.safetensors``, or a ``.pth``/``.pt``/``.bin`` state dict of tensors.
 
     Raises:
-        ModelError: The file is missing, is not a state dict, or its keys or shapes do not match;
-            the message names ``model.weights``, the file and the first ten keys of each kind.
+        ModelError: The file is missing, damaged or not a state dict, or its keys or shapes do not
+            match; the message names ``model.weights``, the file and the first ten keys of each
+            kind.
     """
-    state = {k: v for k, v in _read(path).items() if not k.startswith(_HEADS)}
     own = encoder.state_dict()
+    state = {k: v for k, v in _read(path).items() if k in own or not k.startswith(_HEADS)}
     missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
     unexpected = sorted(state.keys() - own.keys())
     shapes = sorted(
@@ -58,9 +61,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name."""
     if not path.is_file():
         raise ModelError(f"model.weights: no file {path}")
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # torch's own message advises to trust the file.
+        raise ModelError(
+            f"model.weights: {path} cannot be read: it is damaged or holds more than tensors"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"model.weights: {path} is not a state dict of tensors")
