@@ -15,6 +15,8 @@ from accelerate.utils import (
 )
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.config import ConfigError
+
 __all__ = ["ProcessEnvironment", "RuntimeConfig", "read_environment", "start_processes"]
 
 logger = logging.getLogger(__name__)
@@ -63,8 +65,13 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
     Returns:
         An Accelerator, used for device, precision, wrapping and backward passes only: data, order,
         random state, schedules and tracking are this project's own.
+
+    Raises:
+        ConfigError: Half precision without a GPU, which accelerate would quietly leave out.
     """
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and config.precision == "fp16":
+        raise ConfigError("runtime.precision: fp16 needs a GPU; use bf16 or fp32 here")
     # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in between
     # (pytorch#22095); statistics are averaged before anything is evaluated instead.
     handlers: list[KwargsHandler] = [

@@ -23,6 +23,7 @@ from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 from launcher.show import describe_plan, describe_result
+from methods.method import MethodError
 from methods.weights import ModelError
 
 __all__ = ["main"]
@@ -30,7 +31,9 @@ __all__ = ["main"]
 logger = logging.getLogger("mednoise")
 
 # What a user can mend is shown as its message alone; anything else keeps its traceback.
-USER_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, OSError)
+USER_ERRORS = (
+    ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, MethodError, OSError
+)  # fmt: skip
 EXIT_USER_ERROR = 2
 
 
@@ -68,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except USER_ERRORS as error:
-        # Every process meets the same error; one of them says it.
-        if rank == 0:
+        # Every process meets the same error and one of them says it, unless a file may have failed
+        # one of them alone.
+        if rank == 0 or isinstance(error, (DataError, OSError)):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     finally:

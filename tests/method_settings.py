@@ -8,7 +8,7 @@ METHOD_SETTINGS = {
 }
 
 
-def tiny_config(method: str, **sections: dict) -> dict:
+def tiny_config(method: str, /, **sections: dict) -> dict:
     """A configuration that trains in seconds: 128 drawn images of 32 px, three epochs."""
     config = {
         "run": {"dir": "run", "epochs": 3, "seed": 7},
@@ -30,7 +30,7 @@ def tiny_config(method: str, **sections: dict) -> dict:
     return config
 
 
-def write_config(folder, method: str, **sections: dict):
+def write_config(folder, method: str, /, **sections: dict):
     """Write the tiny configuration to a folder; returns its path."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tiny_config(method, **sections)))

@@ -1,0 +1,24 @@
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Sums are then taken in one order, and tests do not fight for the processors."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fresh_processes():
+    """Lets a test start a run in its own process as if it were the first one there.
+
+    The fixture's value does so once more, for a test that starts several.
+    """
+
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    forget()
+    yield forget
+    forget()

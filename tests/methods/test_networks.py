@@ -1,0 +1,315 @@
+import copy
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from methods.networks import (
+    TORCHVISION_BACKBONES,
+    ModelConfig,
+    MomentumCopy,
+    Network,
+    SmallResNet,
+    build_network,
+    convert_norm,
+)
+from methods.weights import ModelError
+
+SMALL = {"backbone": "small_resnet", "width": 4, "projector_hidden": 6}
+
+
+def small(num_classes=3, *, seed=0, index=0, projector_dim=0, **model):
+    config = ModelConfig(**SMALL | model)
+    return build_network(config, num_classes, seed=seed, index=index, projector_dim=projector_dim)
+
+
+def images(num_images=4, size=32, seed=0):
+    return torch.randn(num_images, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def lived_in(module):
+    """Give BatchNorm layers weights and statistics unlike those that they start with."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+                tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
+    return module
+
+
+def layers(module, kind):
+    return [layer for layer in module.modules() if isinstance(layer, kind)]
+
+
+def assert_same_tensors(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+# -- backbones -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [8, 32, 65])
+@pytest.mark.parametrize("width", [4, 6])
+def test_small_resnet_takes_any_size(size, width):
+    encoder = SmallResNet(width, blocks=1)
+    assert encoder(images(2, size)).shape == (2, encoder.num_features)
+    assert encoder.num_features / width == SmallResNet(10, blocks=1).num_features / 10 > 1
+
+
+def test_blocks_of_small_resnet_add_depth():
+    one, two, three = (len(layers(SmallResNet(4, blocks), nn.Conv2d)) for blocks in (1, 2, 3))
+    assert three - two == two - one > 0
+
+
+@pytest.mark.parametrize("backbone", TORCHVISION_BACKBONES)
+def test_torchvision_backbones_give_features(backbone):
+    network = build_network(ModelConfig(backbone=backbone), 5, seed=0, index=0)
+    with torch.no_grad():
+        output = network.eval()(images(2))
+    num_features = 512 if backbone in ("resnet18", "resnet34") else 2048
+    assert output.logits.shape == (2, 5)
+    assert output.features.shape == (2, num_features)
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match=r"allowed: small_resnet, resnet18, .*timm:NAME"):
+        ModelConfig(backbone="resnet19")
+
+
+def test_timm_absent_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match=r"^model.backbone: .*pip install 'mednoise\[timm\]'"):
+        small(backbone="timm:resnet18")
+
+
+class FakeTimm(SimpleNamespace):
+    """The three calls of timm that are made, for machines without it."""
+
+    def is_model(self, name):
+        return name == "resnet_x"
+
+    def list_models(self, pattern):
+        assert pattern == "*resnet*"
+        return [f"resnet_{letter}" for letter in "uvwxyz"]
+
+    def create_model(self, name, *, pretrained, num_classes):
+        assert not pretrained, "a run must not need the internet"
+        assert num_classes == 0
+        return SmallResNet(4, 1)
+
+
+def test_timm_models_are_encoders(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", FakeTimm())
+    network = small(backbone="timm:resnet_x", norm="group")
+    assert network(images(2)).logits.shape == (2, 3)
+    assert not layers(network, nn.BatchNorm2d)
+    with pytest.raises(ModelError, match=r"no model 'resnet'; similar: resnet_u, .*resnet_y$"):
+        small(backbone="timm:resnet")
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_and_index_give_the_same_weights():
+    assert_same_tensors(small(seed=3, index=1), small(seed=3, index=1))
+
+
+@pytest.mark.parametrize("other", [{"index": 1}, {"seed": 4}])
+def test_another_seed_or_index_gives_other_weights(other):
+    ours, theirs = small(seed=3).state_dict(), small(**{"seed": 3, **other}).state_dict()
+    for name in ("encoder.0.0.weight", "classifier.weight"):
+        assert not torch.equal(ours[name], theirs[name])
+
+
+def test_networks_of_neighbouring_runs_are_not_shared():
+    ours, theirs = small(seed=0, index=1).state_dict(), small(seed=1, index=0).state_dict()
+    assert not torch.equal(ours["encoder.0.0.weight"], theirs["encoder.0.0.weight"])
+
+
+def test_building_leaves_the_global_generator_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    small(seed=2, projector_dim=5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_the_normalisation_does_not_change_the_initial_weights(norm):
+    batch, other = small().state_dict(), small(norm=norm).state_dict()
+    shared = [name for name in other if name in batch]
+    assert any("conv" in name for name in shared) and "classifier.weight" in shared
+    for name in shared:
+        assert torch.equal(other[name], batch[name])
+
+
+def test_embeddings_have_length_one():
+    network = small(projector_dim=5)
+    embedding = network.project(network(images()).features)
+    assert embedding.shape == (4, 5)
+    torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(4))
+    # Nor does a projector that gives nothing break the run.
+    for parameter in network.projector.parameters():
+        nn.init.zeros_(parameter)
+    network.project(network(images()).features).sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.projector.parameters())
+
+
+def test_a_network_without_projector_says_so():
+    with pytest.raises(RuntimeError, match="without a projector"):
+        network = small()
+        network.project(network(images()).features)
+
+
+# -- normalisation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["small_resnet", "resnet18"])
+def test_frozen_layers_compute_what_batchnorm_does_in_eval_mode(backbone):
+    batch = lived_in(small(backbone=backbone)).eval()
+    frozen = copy.deepcopy(batch)
+    convert_norm(frozen, "frozen", 8)
+    assert not layers(frozen, nn.BatchNorm2d)
+    assert len(layers(frozen, FrozenBatchNorm2d)) == len(layers(batch, nn.BatchNorm2d))
+    with torch.no_grad():
+        expected = batch(images()).logits
+        torch.testing.assert_close(frozen(images()).logits, expected)
+        # Nor do they move or look at the batch in training.
+        torch.testing.assert_close(frozen.train()(images()).logits, expected)
+
+
+def test_synchronised_layers_keep_weights_and_statistics():
+    batch = lived_in(small())
+    sync = copy.deepcopy(batch)
+    convert_norm(sync, "sync", 8)
+    assert len(layers(sync, nn.SyncBatchNorm)) == len(layers(batch, nn.BatchNorm2d))
+    assert_same_tensors(sync, batch)
+
+
+def test_group_layers_keep_the_weights():
+    batch = lived_in(small())
+    group = copy.deepcopy(batch)
+    convert_norm(group, "group", 8)
+    batch_layers, group_layers = layers(batch, nn.BatchNorm2d), layers(group, nn.GroupNorm)
+    assert not layers(group, nn.BatchNorm2d)
+    for ours, theirs in zip(group_layers, batch_layers, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+        assert (ours.num_channels, ours.eps) == (theirs.num_features, theirs.eps)
+        assert ours.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("channels", "most", "groups"),
+    [(16, 8, 8), (12, 8, 6), (7, 8, 7), (7, 4, 1), (3, 8, 3), (10, 1, 1), (20, 8, 5)],
+)
+def test_groups_are_the_largest_divisor_of_the_channels(channels, most, groups):
+    module = nn.Sequential(nn.BatchNorm2d(channels))
+    convert_norm(module, "group", most)
+    assert module[0].num_groups == groups
+
+
+def test_batch_leaves_everything_as_it_is():
+    module = nn.Sequential(nn.BatchNorm2d(4))
+    layer = module[0]
+    convert_norm(module, "batch", 8)
+    assert module[0] is layer
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
+def test_who_sees_the_other_samples_in_training(norm):
+    network = small(norm=norm).train()
+    with torch.no_grad():
+        together, alone = network(images(6)).logits[:2], network(images(6)[:2]).logits
+    assert torch.allclose(together, alone, atol=1e-5) is (norm != "batch")
+
+
+@pytest.mark.parametrize("kind", ["sync", "group", "frozen"])
+def test_a_layer_that_does_more_than_normalise_is_not_replaced(kind):
+    class BatchNormAct2d(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ModelError, match=rf"^model.norm: {kind} .* BatchNormAct2d"):
+        convert_norm(nn.Sequential(nn.Sequential(BatchNormAct2d(4))), kind, 8)
+
+
+def test_synchronised_batchnorm_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"^model.norm: sync needs a GPU.* group and frozen"):
+        small(norm="sync")
+
+
+# -- moving average --------------------------------------------------------------------------------
+
+
+class Counter(nn.Module):
+    """A network with a parameter, a float buffer and an integer buffer."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([value]))
+        self.register_buffer("mean", torch.tensor([10 * value]))
+        self.register_buffer("num_batches", torch.tensor(int(value)))
+
+
+def test_averages_by_hand():
+    average = MomentumCopy(Counter(1.0), decay=0.75)
+    average.update(Counter(3.0))
+    # 0.75 * 1 + 0.25 * 3; integers are copied.
+    assert average.copy.weight.tolist() == [1.5]
+    assert average.copy.mean.tolist() == [15]
+    assert average.copy.num_batches.item() == 3
+    average.update(Counter(3.0))
+    assert average.copy.weight.tolist() == [1.875]
+
+
+def test_an_average_starts_equal_and_apart():
+    network = small()
+    average = MomentumCopy(network, decay=0.9)
+    assert_same_tensors(average.copy, network)
+    nn.init.zeros_(network.classifier.weight)
+    assert average.copy.classifier.weight.abs().sum() > 0
+
+
+def test_without_decay_the_average_is_the_network_to_the_last_bit():
+    average, network = MomentumCopy(small(), decay=0.0), lived_in(small(seed=9))
+    average.update(network)
+    assert_same_tensors(average.copy, network)
+
+
+def test_an_average_stays_in_eval_mode_and_without_gradient():
+    owner = nn.ModuleList([MomentumCopy(lived_in(small()), decay=0.9)])
+    average = owner.train()[0]
+    assert not any(module.training for module in average.modules())
+    assert not any(p.requires_grad for p in average.parameters())
+    before = copy.deepcopy(average)
+    probabilities = average(images().requires_grad_())
+    assert not probabilities.requires_grad
+    # Predicting moves no statistics.
+    assert_same_tensors(average, before)
+
+
+def test_an_average_predicts_probabilities_of_its_own_network():
+    average, network = MomentumCopy(lived_in(small()), decay=0.5), lived_in(small(seed=1))
+    average.update(network)
+    probabilities = average(images())
+    assert probabilities.dtype == torch.float32
+    with torch.no_grad():
+        expected = average.copy(images()).logits.softmax(-1)
+        others = network.eval()(images()).logits.softmax(-1)
+    torch.testing.assert_close(probabilities, expected)
+    assert (probabilities - others).abs().max() > 1e-3
+
+
+def test_a_network_holds_what_it_is_given():
+    network = Network(nn.Flatten(), 12, 2, None)
+    output = network(torch.ones(5, 3, 2, 2))
+    assert output.logits.shape == (5, 2)
+    assert torch.equal(output.features, torch.ones(5, 12))
