@@ -1,0 +1,182 @@
+"""What goes wrong for a user is one clear message, exit code 2 and nothing half done."""
+
+import errno
+import sys
+
+import numpy as np
+import pytest
+from method_settings import METHOD_SETTINGS, write_config
+from PIL import Image
+from processes import ROOT
+from processes import launch as launch_processes
+from tiny_runs import make_config
+
+from engine.checkpoint import Checkpoints
+from engine.plan import global_batches
+from launcher.assemble import load_noisy_data
+from launcher.run import main
+
+pytestmark = pytest.mark.usefixtures("fresh_processes")
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs the command line, expects a refusal and returns what it says on one line or more."""
+
+    def run(*arguments, method="cross_entropy", **sections):
+        sections["run"] = {"dir": str(tmp_path / "run"), **sections.get("run", {})}
+        path = write_config(tmp_path, method, **sections)
+        assert main(["--config", str(path), *arguments]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ") and "Traceback" not in output.err
+        return output.err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+def write_images(folder, num_images=40):
+    """Two classes of noise as a folder of images."""
+    rng = np.random.default_rng(0)
+    for name in ("healthy", "ill"):
+        (folder / name).mkdir(parents=True)
+        for index in range(num_images):
+            pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return {"source": "folder", "root": str(folder)}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# -- before anything is written --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["optim.lrr=0.1"], ["optim.lrr", "lr"]),
+        (["optim.lr=1e-3.5"], ["command line: optim.lr"]),
+        (["lr"], ["'lr'", "section.key=value"]),
+        (["model.backbone=resnet19"], ["model.backbone", "resnet18"]),
+        (["method.name=qmx"], ["method.name", "qmix", "cross_entropy"]),
+        (["data.source=deepdrid"], ["root: not set", "deepdrid"]),
+        (["data.source=folder", "data.root=nowhere"], ["nowhere"]),
+        (["optim.batch_size=1000"], ["optim.batch_size: 1000 is more than the 97", "at most 97"]),
+        (["model.weights=nowhere.pth"], ["model.weights: no file nowhere.pth"]),
+        (["model.norm=sync", "runtime.device=cpu"], ["model.norm: sync needs a GPU"]),
+        (["runtime.precision=fp16", "runtime.device=cpu"], ["runtime.precision: fp16 needs a GPU"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["train", "check"])
+def test_wrong_settings_are_one_line_and_leave_nothing(
+    refused, tmp_path, monkeypatch, arguments, parts, check
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = refused(*arguments, *check)
+    assert all(part in message for part in parts) and "\n" not in message
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_all_wrong_settings_are_said_at_once(refused):
+    lines = refused("optim.lr=-1", "run.epochs=0.5", "views.weak.crop=2", "nonsense=1").split("\n")
+    for key in ("optim.lr", "run.epochs", "views.weak.crop", "nonsense"):
+        assert [f"command line: {key}: " in line for line in lines].count(True) == 1
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_timm_absent_names_the_extra(refused, monkeypatch, method):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install 'mednoise[timm]'" in refused("model.backbone=timm:x", method=method)
+
+
+def test_an_absent_config_is_said(tmp_path, capsys):
+    assert main(["--config", str(tmp_path / "nowhere.yaml")]) == 2
+    assert "nowhere.yaml: cannot be read" in capsys.readouterr().err
+
+
+def test_a_config_that_is_not_yaml_is_said(tmp_path, capsys):
+    (tmp_path / "broken.yaml").write_text("run: [1, 2\noptim: }")
+    assert main(["--config", str(tmp_path / "broken.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'broken.yaml'}:") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config"], ["--config", "c.yaml", "--resume", "now"]])
+def test_wrong_command_lines_print_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    assert "accelerate launch launcher/run.py --config" in output and "section.key=value" in output
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(f"run.dir={tmp_path / 'file' / 'run'}")
+    assert str(tmp_path / "file" / "run") in message
+
+
+# -- while training --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_a_loss_that_is_not_finite_names_samples(refused, method):
+    message = refused("optim.lr=1e30", "optim.clip_norm=null", method=method)
+    assert message.startswith("the loss is not finite on rank 0: ")
+    assert "in a batch of 16 samples, first [" in message
+
+
+def test_mixup_of_an_odd_batch_names_both_keys(refused):
+    message = refused("optim.batch_size=15")
+    assert "method.mixup_alpha" in message and "optim.batch_size" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--check"], ["data.num_workers=0"], ["data.num_workers=1"], ["data.cache=memory"]],
+    ids=lambda value: value[0],
+)
+def test_a_damaged_image_is_named(refused, tmp_path, arguments):
+    data = write_images(tmp_path / "images")
+    truncate(tmp_path / "images" / "ill" / "7.png")
+    message = refused(*arguments, data=data)
+    assert f"{tmp_path / 'images' / 'ill' / '7.png'}: cannot be read as an image" in message
+    assert "\n" not in message
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(refused, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(Checkpoints, "save", lambda self, snapshot: (_ for _ in ()).throw(full))
+        assert "No space left on device" in refused()
+    arguments = ["--config", str(tmp_path / "config.yaml")]
+    assert main(arguments) == 2  # the folder is taken
+    assert main([*arguments, "--resume", "auto"]) == 0
+
+
+@pytest.mark.slow
+def test_what_a_later_process_alone_cannot_read_is_said(tmp_path):
+    """Rank 0 only learns that another process is gone."""
+    data = write_images(tmp_path / "images")
+    path = write_config(tmp_path, "cross_entropy", data=data)
+    source = load_noisy_data(make_config("cross_entropy", data=data)).source
+    train_ids = source.manifest.where(0)
+    first_of_rank_1 = global_batches(7, 0, train_ids, 16)[0, 8]
+    damaged = tmp_path / "images" / source.manifest.names[int(first_of_rank_1)]
+    truncate(damaged)
+    result = launch_processes(
+        ROOT / "launcher" / "run.py", ["--config", str(path)], num_processes=2, cwd=tmp_path
+    )
+    assert result.returncode != 0
+    assert f"error: {damaged}: cannot be read as an image" in result.stderr

@@ -1,0 +1,343 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_problem import (
+    LABELS,
+    NUM_CLASSES,
+    NUM_EPOCHS,
+    TRAIN_IDS,
+    build_ledger,
+    build_method,
+    draw,
+    make_batch,
+)
+
+from methods.losses import sharpen, supervised_contrastive
+from methods.qmix import omega, refine_targets
+from methods.separation import CORRECT, MIS_H, MIS_L, separate_quality
+
+WARM_UP, TRAIN = 0, 3  # an epoch of each phase
+SETTINGS = {"warmup_epochs": 2, "projector_dim": 4, "lambda_prior": 0.5}
+
+
+def make_qmix(**settings):
+    """QMix, its ledger, and averages that differ from the networks as they do in a run."""
+    method = build_method("qmix", **SETTINGS | settings)
+    for number, average in enumerate(method.averages):
+        for parameter in average.parameters():
+            parameter += 0.3 * draw(*parameter.shape, seed=number)
+    return method, build_ledger(method)
+
+
+def judge(ledger, network, group, correct=0.5):
+    """Write one network's division of all samples: one group or one for each, and w^C."""
+    groups, posteriors = ledger["group"].clone(), ledger["posterior"].clone()
+    groups[:, network] = torch.as_tensor(group, dtype=torch.uint8)
+    posteriors[:, network, CORRECT] = correct
+    ledger.fill("group", groups)
+    ledger.fill("posterior", posteriors)
+
+
+def mean_labels(method, batch):
+    """Mean prediction (2, B, C) of each averaged network over the weak views."""
+    weak = [images for name, images in batch.views.items() if name.startswith("weak")]
+    return torch.stack([torch.stack([average(v) for v in weak]).mean(0)
+                        for average in method.averages])  # fmt: skip
+
+
+def cross_entropy(logits, targets):
+    return -(targets * F.log_softmax(logits, -1)).sum()
+
+
+# -- refined labels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        (CORRECT, [0.49 / 0.58, 0.09 / 0.58]),
+        (MIS_H, [0.16 / 0.52, 0.36 / 0.52]),
+        (MIS_L, [0.4, 0.6]),
+    ],
+)
+def test_refined_targets_by_hand(group, expected):
+    predicted = torch.tensor([[0.4, 0.6]])
+    targets = refine_targets(
+        torch.tensor([[1.0, 0.0]]), predicted, predicted, torch.tensor([0.5]),
+        torch.tensor([group], dtype=torch.uint8), temperature=0.5, sharpen_mis_l=False,
+    )  # fmt: skip
+    assert targets.tolist() == [pytest.approx(expected)]
+
+
+def test_each_group_has_its_own_source():
+    """Correct and Mis-L by the partner's prediction, Mis-H by both networks'."""
+    given = torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    partner, both = (torch.tensor([p]).expand(3, 2) for p in ([0.5, 0.5], [0.9, 0.1]))
+    groups = torch.tensor([CORRECT, MIS_H, MIS_L], dtype=torch.uint8)
+    arguments = (given, partner, both, torch.tensor([0.2, 1.0, 1.0]), groups)
+    targets = refine_targets(*arguments, temperature=1.0, sharpen_mis_l=False)
+    # 0.2 * 1 + 0.8 * 0.5; posteriors of Correct do not touch the other groups.
+    torch.testing.assert_close(targets, torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.5, 0.5]]))
+
+
+def test_mis_l_targets_are_sharpened_on_demand():
+    predicted = torch.tensor([[0.4, 0.6]])
+    targets = refine_targets(
+        torch.tensor([[1.0, 0.0]]), predicted, predicted, torch.tensor([0.5]),
+        torch.tensor([MIS_L], dtype=torch.uint8), temperature=0.5, sharpen_mis_l=True,
+    )  # fmt: skip
+    torch.testing.assert_close(targets, sharpen(predicted, 0.5))
+
+
+def test_targets_are_distributions_without_gradient():
+    predicted = F.softmax(draw(9, 3), -1).requires_grad_()
+    targets = refine_targets(
+        F.one_hot(torch.arange(9) % 3, 3).float(), predicted, predicted, torch.rand(9),
+        torch.arange(9).remainder(3).to(torch.uint8), temperature=0.5, sharpen_mis_l=False,
+    )  # fmt: skip
+    torch.testing.assert_close(targets.sum(-1), torch.ones(9))
+    assert not targets.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(10, 0.8), (55, 0.4), (100, 0.0), (20, 0.8 * 80 / 90)]
+)
+def test_omega_falls_from_its_start_to_zero(epoch, expected):
+    assert omega(epoch, 10, 100, 0.8) == pytest.approx(expected)
+
+
+def test_omega_without_any_epoch_after_warm_up():
+    assert omega(10, 10, 10, 1.0) == 0
+
+
+# -- phases ----------------------------------------------------------------------------------------
+
+
+def test_warm_up_is_cross_entropy_on_all_labels():
+    method, ledger = make_qmix()
+    judge(ledger, 0, MIS_L)  # which warm-up does not look at
+    batch = make_batch(method, ledger, WARM_UP)
+    terms = method(batch)
+    assert terms.keys() == {"warm_up_a", "warm_up_b"}
+    for network, term in zip(method.networks, terms.values(), strict=True):
+        logits = network(batch.views["strong"]).logits
+        expected = F.cross_entropy(logits, LABELS[:8], reduction="sum")
+        torch.testing.assert_close(term.total, expected)
+        assert (term.count.item(), term.weight) == (8, 1)
+
+
+def test_phases_ask_for_what_they_need():
+    method, _ = make_qmix(num_weak_views=3)
+    assert set(method.views(1)) == {"strong"}
+    assert not method.needs_survey(1)
+    views = method.views(2)
+    assert method.needs_survey(2)
+    assert [view.kind for view in views.values()].count("strong") == 1
+    weak = {view for view in views.values() if view.kind == "weak"}
+    assert len(weak) == 3
+
+
+# -- supervised terms ------------------------------------------------------------------------------
+
+GROUPS_OF_BATCH = [CORRECT, MIS_H, MIS_L, CORRECT, MIS_H, CORRECT, MIS_L, MIS_L]
+
+
+@pytest.mark.parametrize("refine_with", ["own", "both"])
+def test_terms_equal_their_formulas(refine_with):
+    method, ledger = make_qmix(
+        refine_with=refine_with, temperature=0.7, omega_start=0.8, lambda_mis_h=2.0
+    )
+    judge(ledger, 1, GROUPS_OF_BATCH + [CORRECT] * 4, correct=0.6)
+    batch = make_batch(method, ledger, TRAIN)
+    terms, labelled = method(batch), mean_labels(method, batch)
+    both = labelled.mean(0)
+    partner = both if refine_with == "both" else labelled[0]
+    logits = method.networks[0](batch.views["strong"]).logits
+    correct, mis_h, mis_l = (torch.tensor(GROUPS_OF_BATCH) == g for g in (CORRECT, MIS_H, MIS_L))
+
+    refined = sharpen(0.6 * F.one_hot(LABELS[:8], NUM_CLASSES) + 0.4 * partner, 0.7)
+    torch.testing.assert_close(
+        terms["correct_a"].total, cross_entropy(logits[correct], refined[correct])
+    )
+    guessed = F.softmax(logits, -1) - sharpen(both, 0.7)
+    torch.testing.assert_close(terms["mis_h_a"].total, guessed[mis_h].square().sum())
+    torch.testing.assert_close(terms["mis_l_a"].total, cross_entropy(logits[mis_l], partner[mis_l]))
+    assert [terms[f"{n}_a"].count.item() for n in ("correct", "mis_h", "mis_l")] == [3, 2, 3]
+    # Epoch 3 of 6 with two of warm-up: omega is 3/4 of its start.
+    weights = [terms[f"{name}_a"].weight for name in ("correct", "mis_h", "mis_l")]
+    assert weights == pytest.approx([1, 2, 0.6])
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_each_network_is_trained_by_the_others_division(trained):
+    method, ledger = make_qmix()
+    before = method(make_batch(method, ledger, TRAIN))
+    judge(ledger, 1 - trained, [MIS_H] * 6 + [MIS_L] * 6, correct=0.1)
+    after = method(make_batch(method, ledger, TRAIN))
+
+    def values(terms, suffix):
+        return {n: t.total.item() for n, t in terms.items() if n.endswith(suffix)}
+
+    suffix, other = ("_a", "_b") if trained == 0 else ("_b", "_a")
+    assert values(after, other) == values(before, other)
+    changed, unchanged = values(after, suffix), values(before, suffix)
+    for name in ("correct", "mis_h", "mis_l", "contrastive"):
+        assert changed[name + suffix] != unchanged[name + suffix], name
+    assert after[f"correct{suffix}"].count.item() == 0
+    assert after[f"mis_h{suffix}"].count.item() == 6
+    assert after[f"mis_l{suffix}"].count.item() == 2
+
+
+def test_a_sure_label_is_taken_as_given():
+    method, ledger = make_qmix()
+    judge(ledger, 1, CORRECT, correct=1.0)
+    batch = make_batch(method, ledger, TRAIN)
+    logits = method.networks[0](batch.views["strong"]).logits
+    expected = F.cross_entropy(logits, LABELS[:8], reduction="sum")
+    torch.testing.assert_close(method(batch)["correct_a"].total, expected)
+
+
+# -- contrast and prior ----------------------------------------------------------------------------
+
+
+def test_contrast_is_over_correct_by_class_and_mis_l_as_one_more():
+    method, ledger = make_qmix(contrastive_temperature=0.3, lambda_contrastive=0.2)
+    judge(ledger, 1, GROUPS_OF_BATCH + [CORRECT] * 4)
+    batch = make_batch(method, ledger, TRAIN)
+    network = method.networks[0]
+    embedding = network.project(network(batch.views["strong"]).features)
+    # Labels 0, 1, 2, 0, 1, 0, 0, 2: Correct keeps them, Mis-H takes no part, Mis-L is class 3.
+    classes = torch.tensor([0, -1, 3, 0, -1, 0, 3, 3])
+    total, count = supervised_contrastive(
+        embedding, classes, embedding, classes, own_index=torch.arange(8), temperature=0.3
+    )
+    term = method(batch)["contrastive_a"]
+    torch.testing.assert_close(term.total, total)
+    assert (term.count.item(), term.weight) == (count.item(), 0.2) == (6, 0.2)
+
+
+def test_the_prior_is_that_of_the_training_labels():
+    method, ledger = make_qmix(lambda_prior=0.25)
+    # Of the ten training samples five are of class 0, three of 1 and two of 2.
+    prior = torch.tensor([0.5, 0.3, 0.2])
+    torch.testing.assert_close(method.get_buffer("prior"), prior)
+    batch = make_batch(method, ledger, TRAIN)
+    mean = F.softmax(method.networks[1](batch.views["strong"]).logits, -1).mean(0)
+    term = method(batch)["prior_b"]
+    torch.testing.assert_close(term.total, (prior * (prior / mean).log()).sum())
+    assert (term.count.item(), term.weight) == (1, 0.25)
+
+
+# -- gradients and averages ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epoch", [WARM_UP, TRAIN])
+@pytest.mark.parametrize("group", [CORRECT, MIS_H, MIS_L])
+def test_whatever_a_batch_holds_every_parameter_has_a_finite_gradient(epoch, group):
+    method, ledger = make_qmix()
+    for network in range(2):
+        judge(ledger, network, group)
+    sum(term.total for term in method(make_batch(method, ledger, epoch)).values()).backward()
+    for name, parameter in method.networks.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(p.grad is None and not p.requires_grad for p in method.averages.parameters())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_averages_follow_after_each_step(decay):
+    method, _ = make_qmix(ema_decay=decay)
+    before = [{k: v.clone() for k, v in a.copy.state_dict().items()} for a in method.averages]
+    method.after_step()
+    for average, network, old in zip(method.averages, method.networks, before, strict=True):
+        for name, value in network.state_dict().items():
+            new = average.copy.state_dict()[name]
+            torch.testing.assert_close(new, decay * old[name] + (1 - decay) * value)
+            if decay == 0:
+                assert torch.equal(new, value)
+
+
+def test_predictions_are_those_of_the_averages():
+    method, _ = make_qmix()
+    images = draw(4, 3, 8, 8, seed=9)
+    expected = torch.stack([average(images) for average in method.averages])
+    assert torch.equal(method.eval()(images), expected)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+
+
+# -- survey and separation -------------------------------------------------------------------------
+
+
+def survey(method, ledger, probabilities, ids):
+    method.observe(ledger, ids, torch.tensor(probabilities))
+    ledger.synchronise()
+
+
+def test_statistics_of_surveys_are_averaged_by_hand():
+    method, ledger = make_qmix()
+    ids = torch.tensor([3, 4])  # of classes 0 and 1
+    first = [[[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]]
+    survey(method, ledger, first, ids)
+    log2 = math.log(2)
+    # The first survey is taken as it is; rows are samples, columns are networks.
+    expected_loss = torch.tensor([[log2, 0], [0, log2]])
+    expected_uncertainty = torch.tensor([[1.5 * log2, 0], [0, log2]])
+    torch.testing.assert_close(ledger["loss"][ids], expected_loss)
+    torch.testing.assert_close(ledger["uncertainty"][ids], expected_uncertainty)
+
+    second = [[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]], [[0.5, 0.5, 0.0], [0.5, 0.25, 0.25]]]
+    survey(method, ledger, second, ids)
+    new_loss = torch.tensor([[2 * log2, log2], [log2, 2 * log2]])
+    new_uncertainty = torch.tensor([[1.5 * log2, log2], [log2, 1.5 * log2]])
+    torch.testing.assert_close(ledger["loss"][ids], 0.6 * expected_loss + 0.4 * new_loss)
+    torch.testing.assert_close(
+        ledger["uncertainty"][ids], 0.6 * expected_uncertainty + 0.4 * new_uncertainty
+    )
+    others = torch.tensor([i for i in range(len(LABELS)) if i not in (3, 4)])
+    assert ledger["loss"][others].isnan().all()
+
+
+def test_a_probability_of_zero_is_a_finite_loss():
+    method, ledger = make_qmix()
+    survey(method, ledger, [[[0.0, 1.0, 0.0]]] * 2, torch.tensor([0]))
+    assert ledger["loss"][0].isfinite().all() and (ledger["loss"][0] > 80).all()
+
+
+def surveyed():
+    """A method whose ledger holds statistics in which samples 0, 1 and 2 stand out."""
+    method, ledger = make_qmix()
+    loss, uncertainty = draw(10, 2, seed=4).abs() * 0.1, draw(10, 2, seed=5).abs() * 0.1
+    loss[:2, 0] += 3
+    uncertainty[2, 1] += 1
+    ledger.write(TRAIN_IDS, loss=loss, uncertainty=uncertainty)
+    ledger.synchronise()
+    return method, ledger, loss, uncertainty
+
+
+def test_separation_is_written_for_training_samples_alone():
+    method, ledger, loss, uncertainty = surveyed()
+    method.separate(ledger, TRAIN)
+    expected = separate_quality(loss.T, uncertainty.T, LABELS[TRAIN_IDS], NUM_CLASSES)
+    assert torch.equal(ledger["group"][TRAIN_IDS], expected.groups.T)
+    torch.testing.assert_close(
+        ledger["posterior"][TRAIN_IDS], expected.posteriors.transpose(0, 1).float()
+    )
+    # The first network judged samples 0 and 1 to be otherwise than the second did.
+    assert (ledger["group"][:2, 0] != ledger["group"][:2, 1]).all()
+    assert ledger["posterior"][10:].eq(0).all() and ledger["group"][10:].eq(CORRECT).all()
+
+
+def test_a_survey_that_is_not_finite_names_the_samples():
+    method, ledger, loss, uncertainty = surveyed()
+    loss[6, 1] = math.nan
+    ledger.write(TRAIN_IDS, loss=loss, uncertainty=uncertainty)
+    ledger.synchronise()
+    with pytest.raises(ValueError, match="loss is not finite for network 1: sample_ids 6"):
+        method.separate(ledger, TRAIN)
+
+
+def test_the_last_epoch_still_weighs_mis_l():
+    method, ledger = make_qmix()
+    terms = method(make_batch(method, ledger, NUM_EPOCHS - 1))
+    assert terms["mis_l_a"].weight == pytest.approx(1 / 4)

@@ -1,0 +1,51 @@
+"""A problem of twelve 8-pixel images in three classes, for tests of one method's arithmetic."""
+
+import torch
+from torch import nn
+
+from engine.ledger import Column, Ledger
+from methods import METHODS
+from methods.method import Batch, Problem
+from methods.networks import Network
+
+NUM_CLASSES = 3
+# Samples 10 and 11 are not among those that are trained on.
+LABELS = torch.tensor([0, 1, 2, 0, 1, 0, 0, 2, 0, 1, 2, 2])
+TRAIN_IDS = torch.arange(10)
+NUM_EPOCHS = 6
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build_network(index, projector_dim):
+    """A network without batch statistics, so that a pass can be repeated by a test."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(index)
+        encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Tanh())
+        projector = nn.Linear(5, projector_dim) if projector_dim else None
+        return Network(encoder, 5, NUM_CLASSES, projector)
+
+
+def build_method(name, **settings):
+    """The method on the small problem, in training mode."""
+    problem = Problem(NUM_CLASSES, LABELS, TRAIN_IDS, NUM_EPOCHS, 3, build_network)
+    return METHODS[name](METHODS[name].Config(**settings), problem)
+
+
+def build_ledger(method):
+    columns = {"label": Column((), torch.int64, -1, "the given label")} | method.columns()
+    ledger = Ledger(len(LABELS), columns)
+    ledger.fill("label", LABELS)
+    return ledger
+
+
+def make_batch(method, ledger, epoch, sample_ids=None, step=0):
+    """A batch with all views of the epoch; the same sample has the same views in any batch."""
+    ids = torch.arange(8) if sample_ids is None else torch.as_tensor(sample_ids)
+    views = {
+        name: draw(len(LABELS), 3, 8, 8, seed=place)[ids]
+        for place, name in enumerate(sorted(method.views(epoch)))
+    }
+    return Batch(ids, views, ledger.rows(ids, torch.device("cpu")), epoch, step)
