@@ -5,6 +5,7 @@ All ranks must call each of them, in the same order and never on a branch that r
 differently.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ def _on_the_wire(tensor: Tensor) -> Tensor:
     if dist.get_backend() == "nccl" and not tensor.is_cuda:
         return tensor.cuda()
     return tensor
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """(B, bytes of a row) uint8: gloo moves bytes of any type, but knows neither bool nor int16."""
+    num_entries = math.prod(tensor.shape[1:])
+    return tensor.detach().reshape(len(tensor), num_entries).contiguous().view(torch.uint8)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
     """
     if num_ranks() == 1:
         return tensor.detach().clone()
-    mine = _on_the_wire(tensor.detach().contiguous())
+    mine = _on_the_wire(_as_bytes(tensor))
     lengths = all_reduce_sum(
         torch.eye(num_ranks(), dtype=torch.int64, device=mine.device)[rank()] * mine.shape[0]
     ).tolist()
@@ -140,7 +147,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     rows = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-    return rows.to(tensor.device)
+    return rows.view(tensor.dtype).reshape(-1, *tensor.shape[1:]).to(tensor.device)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -166,9 +173,9 @@ def broadcast(tensor: Tensor) -> Tensor:
     """
     if num_ranks() == 1:
         return tensor
-    copy = _on_the_wire(tensor.detach().clone().contiguous())
+    copy = _on_the_wire(_as_bytes(tensor[None]).clone())
     dist.broadcast(copy, src=0)
-    return copy.to(tensor.device)
+    return copy.view(tensor.dtype).reshape(tensor.shape).to(tensor.device)
 
 
 def all_equal(value: str) -> bool:

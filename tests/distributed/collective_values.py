@@ -51,7 +51,8 @@ def uneven_rows():
         rows = 10 * rank + torch.arange(lengths[rank])
         results[name] = collectives.gather_rows(rows)
         results[f"{name}_pairs"] = collectives.gather_rows(torch.stack([rows, -rows], 1).float())
-        results[f"{name}_bytes"] = collectives.gather_rows(rows.to(torch.uint8))
+        for dtype in (torch.uint8, torch.int16, torch.bool):
+            results[f"{name}_{dtype}"] = collectives.gather_rows(rows.to(dtype))
     return results
 
 
@@ -81,6 +82,8 @@ def agreement():
     value = torch.tensor([rank + 1, 7])
     return {
         "broadcast": collectives.broadcast(value),
+        "broadcast_bool": collectives.broadcast(value == 1),
+        "broadcast_scalar": collectives.broadcast(value[0].to(torch.int16)),
         "broadcast_float": collectives.broadcast(value.double() / 3),
         "argument_kept": value.tolist() == [rank + 1, 7],
         "objects": collectives.gather_objects({"rank": rank}),

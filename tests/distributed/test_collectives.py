@@ -51,7 +51,9 @@ def test_uneven_rows_arrive_in_rank_order(ranks, name, lengths):
     for found in (found["uneven_rows"] for found in ranks):
         assert torch.equal(found[name], expected)
         assert torch.equal(found[f"{name}_pairs"], torch.stack([expected, -expected], 1).float())
-        assert torch.equal(found[f"{name}_bytes"], expected.to(torch.uint8))
+        for dtype in (torch.uint8, torch.int16, torch.bool):
+            assert found[f"{name}_{dtype}"].dtype == dtype
+            assert torch.equal(found[f"{name}_{dtype}"], expected.to(dtype))
 
 
 def test_gradients_are_those_of_the_summed_loss(ranks):
@@ -76,6 +78,8 @@ def test_one_process_has_the_same_gradients(alone, ranks):
 def test_everybody_takes_the_word_of_the_first(ranks):
     for found in (found["agreement"] for found in ranks):
         assert found["broadcast"].tolist() == [1, 7]
+        assert found["broadcast_bool"].tolist() == [True, False]
+        assert torch.equal(found["broadcast_scalar"], torch.tensor(1, dtype=torch.int16))
         assert found["broadcast_float"].tolist() == [1 / 3, 7 / 3]
         assert found["argument_kept"]
 
