@@ -19,7 +19,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy launcher engine methods data
+	$(BIN)/mypy launcher engine methods data benchmarks
 
 # The stamp is written last, so that a broken installation is taken up again.
 $(READY): setup.cfg pyproject.toml

@@ -26,6 +26,7 @@ MAX_FUNCTION_LINES = 60
 MODULES = sorted(
     path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")
 )
+BENCHMARKS = sorted(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py"))
 TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -115,12 +116,12 @@ def test_only_the_runtime_reads_the_environment(path):
         assert environment_reads(read(path)) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
+@pytest.mark.parametrize("path", MODULES + BENCHMARKS, ids=str)
 def test_modules_say_what_they_export(path):
     assert sets_all(read(path))
 
 
-@pytest.mark.parametrize("path", MODULES + TESTS, ids=str)
+@pytest.mark.parametrize("path", MODULES + BENCHMARKS + TESTS, ids=str)
 def test_files_and_functions_stay_readable(path):
     num_lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
     assert num_lines <= MAX_FILE_LINES
@@ -138,7 +139,8 @@ def test_every_package_gets_installed():
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_configs_load_and_survive_a_dump(path, tmp_path):
     settings = pytest.importorskip("launcher.settings")
-    config = load_config(settings.Config, ROOT / path)
+    # Where the images are is for the user to say.
+    config = load_config(settings.Config, ROOT / path, ["data.root=/data"])
 
     (tmp_path / "dump.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(settings.Config, tmp_path / "dump.yaml") == config
