@@ -122,7 +122,7 @@ def supervised_contrastive(
     others.scatter_(1, own_index.unsqueeze(1), False)
     partners = others & (anchor_classes.unsqueeze(1) == contrast_classes.unsqueeze(0))
     num_partners = partners.sum(1)
-    valid = (num_partners > 0) & (anchor_classes >= 0)
+    valid = num_partners > 0
     # A large negative number, not -inf: rows without any contrast would make NaN gradients.
     normaliser = similarity.masked_fill(~others, -1e9).logsumexp(1, keepdim=True)
     log_likelihood = ((similarity - normaliser) * partners).sum(1) / num_partners.clamp_min(1)

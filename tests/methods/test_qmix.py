@@ -15,7 +15,7 @@ from small_problem import (
 )
 
 from methods.losses import sharpen, supervised_contrastive
-from methods.qmix import omega, refine_targets
+from methods.qmix import omega, refine_targets, relative_to_class
 from methods.separation import CORRECT, MIS_H, MIS_L, separate_quality
 
 WARM_UP, TRAIN = 0, 3  # an epoch of each phase
@@ -220,8 +220,8 @@ def test_contrast_is_over_correct_by_class_and_mis_l_as_one_more():
 
 def test_the_prior_is_that_of_the_training_labels():
     method, ledger = make_qmix(lambda_prior=0.25)
-    # Of the ten training samples five are of class 0, three of 1 and two of 2.
-    prior = torch.tensor([0.5, 0.3, 0.2])
+    # Of the ten training samples four are of class 0, two of 1 and four of 2.
+    prior = torch.tensor([0.4, 0.2, 0.4])
     torch.testing.assert_close(method.get_buffer("prior"), prior)
     batch = make_batch(method, ledger, TRAIN)
     mean = F.softmax(method.networks[1](batch.views["strong"]).logits, -1).mean(0)
@@ -270,7 +270,7 @@ def test_predictions_are_those_of_the_averages():
 
 
 def survey(method, ledger, probabilities, ids):
-    method.observe(ledger, ids, torch.tensor(probabilities))
+    method.observe(ledger, ids, torch.as_tensor(probabilities))
     ledger.synchronise()
 
 
@@ -304,36 +304,58 @@ def test_a_probability_of_zero_is_a_finite_loss():
     assert ledger["loss"][0].isfinite().all() and (ledger["loss"][0] > 80).all()
 
 
-def surveyed():
-    """A method whose ledger holds statistics in which samples 0, 1 and 2 stand out."""
-    method, ledger = make_qmix()
-    loss, uncertainty = draw(10, 2, seed=4).abs() * 0.1, draw(10, 2, seed=5).abs() * 0.1
-    loss[:2, 0] += 3
-    uncertainty[2, 1] += 1
-    ledger.write(TRAIN_IDS, loss=loss, uncertainty=uncertainty)
-    ledger.synchronise()
-    return method, ledger, loss, uncertainty
+def predictions():
+    """Each network is sure of another label for three samples, and unsure of one."""
+    labels = LABELS[TRAIN_IDS]
+    logits = 4 * F.one_hot(labels, NUM_CLASSES) + 0.3 * draw(2, 10, NUM_CLASSES)
+    for network, wrong, unsure in ((0, [0, 1, 2], 3), (1, [3, 4, 5], 0)):
+        logits[network, wrong] = 4.0 * F.one_hot((labels[wrong] + 1) % NUM_CLASSES, NUM_CLASSES)
+        logits[network, unsure] = 0.1 * draw(NUM_CLASSES)
+    return F.softmax(logits, -1)
 
 
-def test_separation_is_written_for_training_samples_alone():
-    method, ledger, loss, uncertainty = surveyed()
+@pytest.mark.parametrize("relative", [False, True])
+def test_separation_is_written_for_training_samples_alone(relative):
+    method, ledger = make_qmix(relative_uncertainty=relative)
+    probabilities = predictions()
+    survey(method, ledger, probabilities, TRAIN_IDS)
     method.separate(ledger, TRAIN)
-    expected = separate_quality(loss.T, uncertainty.T, LABELS[TRAIN_IDS], NUM_CLASSES)
+
+    losses, uncertainties = (ledger[name][TRAIN_IDS].T for name in ("loss", "uncertainty"))
+    if relative:
+        uncertainties, predicted = uncertainties.double(), probabilities.argmax(-1)
+        for network in range(2):
+            for c in range(NUM_CLASSES):
+                alike = predicted[network] == c
+                uncertainties[network, alike] -= uncertainties[network, alike].mean()
+    expected = separate_quality(losses, uncertainties, LABELS[TRAIN_IDS], NUM_CLASSES)
     assert torch.equal(ledger["group"][TRAIN_IDS], expected.groups.T)
     torch.testing.assert_close(
         ledger["posterior"][TRAIN_IDS], expected.posteriors.transpose(0, 1).float()
     )
-    # The first network judged samples 0 and 1 to be otherwise than the second did.
-    assert (ledger["group"][:2, 0] != ledger["group"][:2, 1]).all()
-    assert ledger["posterior"][10:].eq(0).all() and ledger["group"][10:].eq(CORRECT).all()
+    assert (ledger["group"][2:5, 0] == MIS_H).all() and (ledger["group"][5:8, 1] == MIS_H).all()
+    assert ledger["group"][5, 0] == ledger["group"][2, 1] == MIS_L
+    assert ledger["posterior"][:2].eq(0).all() and ledger["group"][:2].eq(CORRECT).all()
+
+
+def test_uncertainty_relative_to_the_predicted_class_by_hand():
+    relative = relative_to_class(torch.tensor([[1.0, 3, 5]]), torch.tensor([[0, 0, 1]]), 3)
+    assert relative.tolist() == [[-1, 1, 0]]
+    uncertainty, predicted = draw(2, 50).abs(), torch.arange(100).view(2, 50) % 3
+    relative = relative_to_class(uncertainty, predicted, 3)
+    for network in range(2):
+        for c in range(3):
+            alike = predicted[network] == c
+            values = uncertainty[network, alike].double()
+            torch.testing.assert_close(relative[network, alike], values - values.mean())
 
 
 def test_a_survey_that_is_not_finite_names_the_samples():
-    method, ledger, loss, uncertainty = surveyed()
-    loss[6, 1] = math.nan
-    ledger.write(TRAIN_IDS, loss=loss, uncertainty=uncertainty)
-    ledger.synchronise()
-    with pytest.raises(ValueError, match="loss is not finite for network 1: sample_ids 6"):
+    method, ledger = make_qmix()
+    probabilities = predictions()
+    probabilities[1, 6] = math.nan
+    survey(method, ledger, probabilities, TRAIN_IDS)
+    with pytest.raises(ValueError, match="loss is not finite for network 1: sample_ids 8$"):
         method.separate(ledger, TRAIN)
 
 

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from tiny_runs import make_config, noisy_data
+
+from data.manifest import TEST, TRAIN, VALIDATION
+from data.noise import CORRECT, MIS_H, MIS_L
+from launcher.assemble import build_method, build_task, load_noisy_data
+
+SPLITS = {"train": TRAIN, "validation": VALIDATION}
+
+
+def load(**sections):
+    return noisy_data(make_config("cross_entropy", **sections))
+
+
+def images(config, data):
+    """All images as a run trains on them."""
+    task = build_task(config, data, pin_memory=False)
+    ids = np.arange(len(data.source.manifest))
+    return torch.cat([batch for _, batch in task.loader([ids])])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_training_and_validation_are_equally_noisy(split):
+    data = load(data={"synthetic": {"num_train": 300, "num_test": 10}})
+    ids = data.source.manifest.where(SPLITS[split])
+    shares = np.bincount(data.groups[ids], minlength=3) / len(ids)
+    # 30 % Mis-H and 10 % Mis-L, in whole samples.
+    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
+
+
+def test_groups_say_what_was_done_to_the_labels():
+    data = load()
+    manifest = data.source.manifest
+    ids = np.flatnonzero(manifest.split != TEST)
+    wrong = data.labels[ids] != manifest.true_labels[ids]
+    assert wrong.any() and (wrong[data.groups[ids] == MIS_H]).all()
+    assert not wrong[data.groups[ids] == CORRECT].any()
+
+
+def test_the_test_set_is_untouched():
+    config = make_config("cross_entropy")
+    data, clean = noisy_data(config), load(noise={"kind": "none", "mis_h": 0.0, "mis_l": 0.0})
+    test = data.source.manifest.where(TEST)
+    assert (data.labels[test] == data.source.manifest.true_labels[test]).all()
+    assert torch.equal(images(config, data)[test], images(config, clean)[test])
+
+
+def test_without_noise_every_label_is_as_given():
+    data = load(noise={"kind": "none", "mis_h": 0.0, "mis_l": 0.0})
+    assert (data.labels == data.source.manifest.labels).all()
+    assert (data.groups == CORRECT).all()
+
+
+def test_images_of_mis_l_alone_are_spoiled():
+    config = make_config("cross_entropy")
+    data = noisy_data(config)
+    kept = images(config, data)
+    clean = images(config, load(noise={"kind": "none", "mis_h": 0.0, "mis_l": 0.0}))
+    changed = (kept != clean).flatten(1).any(1).numpy()
+    assert (changed == (data.groups == MIS_L)).all() and changed.any()
+
+
+def test_images_held_in_memory_are_the_same():
+    held = make_config("cross_entropy", data={"cache": "memory"})
+    config = make_config("cross_entropy")
+    assert torch.equal(images(held, noisy_data(held)), images(config, noisy_data(config)))
+
+
+def test_noise_has_a_seed_of_its_own():
+    first = load(noise={"seed": 1})
+    assert (load(noise={"seed": 1}).labels == first.labels).all()
+    assert (load(noise={"seed": 2}).labels != first.labels).any()
+
+
+def test_instance_dependent_noise_looks_at_the_images():
+    data = load(noise={"kind": "instance"})
+    train = data.source.manifest.where(TRAIN)
+    assert (data.groups[train] == MIS_H).mean() == pytest.approx(0.3, abs=0.1)
+
+
+def test_noise_is_the_same_in_every_process():
+    """Nothing but the configuration goes in: a process that loads anew gets the same."""
+    config = make_config("cross_entropy")
+    again = load_noisy_data(config)
+    assert (again.labels == noisy_data(config).labels).all()
+    assert (again.groups == noisy_data(config).groups).all()
+
+
+def test_a_task_evaluates_only_the_splits_there_are():
+    config = make_config("cross_entropy", data={"validation_fraction": 0.0})
+    task = build_task(config, noisy_data(config), pin_memory=False)
+    assert set(task.evaluation_ids) == {"eval"}
+    assert len(task.train_ids) == 128
+
+
+def test_networks_of_a_method_start_apart():
+    config = make_config("qmix")
+    first, second = build_method(config, noisy_data(config)).networks
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)

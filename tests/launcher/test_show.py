@@ -1,0 +1,86 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from method_settings import METHOD_SETTINGS
+from tiny_runs import make_config, noisy_data
+
+from launcher.assemble import build_method
+from launcher.show import describe_plan, describe_result
+
+NAMES = ("kappa", "accuracy", "balanced_accuracy", "macro_f1", "auroc")
+
+
+def history(kappas, validation=None, **last):
+    lines = [{"epoch": e} | {f"eval/{n}": k for n in NAMES} for e, k in enumerate(kappas)]
+    for line, value in zip(lines, validation or [None] * len(lines), strict=True):
+        line["validation/kappa"] = value
+    lines[-1] |= last
+    return lines
+
+
+def row(text, title):
+    """The numbers of a table's row."""
+    return next(s for s in text.splitlines() if s.startswith(title))[len(title) :].split()
+
+
+def test_best_last_and_mean_by_hand():
+    kappas = [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
+    text = describe_result(history(kappas, [0, 0, 0.8, 0, 0, 0]), Path("runs/x"))
+    # Validation chose epoch 3; the last five are 0.1 to 0.5.
+    assert row(text, "quadratic weighted kappa") == ["0.2000", "0.5000", "0.3000"]
+    assert "best: epoch 3 by validation kappa" in text and "optimistic" not in text
+    assert text.endswith("run folder: runs/x")
+
+
+def test_a_choice_made_on_the_test_set_is_marked():
+    text = describe_result(history([0.2, 0.9, 0.4]), Path("x"))
+    assert row(text, "accuracy") == ["0.9000", "0.4000", "0.5000"]
+    assert "best: epoch 2 by test kappa (chosen on test: optimistic)" in text
+
+
+def test_a_run_without_a_test_set_has_no_table():
+    assert describe_result([{"epoch": 0, "train/loss": 1.0}], Path("x")) == "run folder: x"
+
+
+def test_what_is_undefined_is_shown_as_such():
+    last = {"separation/auc": None, "separation/num_assigned/mis_h": 12.5,
+            "separation/precision/mis_h": 0.25, "separation/recall/mis_h": None}  # fmt: skip
+    text = describe_result(history([None, None], **last), Path("x"))
+    assert row(text, "quadratic weighted kappa") == ["nan"] * 3
+    assert "separation in the last epoch: AUC -" in text
+    assert row(text, "Mis-H") == ["12", "0.250", "-"]
+    assert row(text, "Mis-L") == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_the_plan_counts_what_there_is(method):
+    config = make_config(method, run={"epochs": 4})
+    data = noisy_data(config)
+    built = build_method(config, data)
+    text = describe_plan(config, data, built, num_ranks=4)
+    manifest = data.source.manifest
+    for c, name in enumerate(manifest.class_names):
+        counts = [int(((manifest.split == s) & (data.labels == c)).sum()) for s in range(3)]
+        assert row(text, name) == [str(count) for count in counts]
+    groups = np.bincount(data.groups[manifest.where(0)])
+    assert f"Correct {groups[0]}, Mis-H {groups[1]}, Mis-L {groups[2]}" in text
+    assert "processes: 4; global batch 16, 4 a process; 6 steps an epoch, 24 in 4 epochs" in text
+    num_trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert f"trained parameters: {num_trained / 1e6:.2f} million" in text
+    # The given label takes 8 bytes a sample.
+    columns = built.columns().values()
+    row_bytes = 8 + sum(math.prod(c.shape) * c.dtype.itemsize for c in columns)
+    assert f"ledger: {row_bytes * len(manifest) / 1e6:.2f} MB" in text
+
+
+def test_the_plan_of_qmix_tells_warm_up_from_training():
+    config = make_config("qmix")
+    data = noisy_data(config)
+    lines = describe_plan(config, data, build_method(config, data), 1).splitlines()
+    passes = [line.partition(": ")[2] for line in lines if line.startswith("network passes")]
+    assert passes == [
+        "2 with gradient, 0 without, 0 in the survey",
+        "2 with gradient, 4 without, 2 in the survey",
+    ]
