@@ -218,7 +218,7 @@ def report(results: Results, goals: Sequence[Goal]) -> str:
 def _metric_rows(methods: Mapping[str, Mapping[str, Spread]]) -> list[list[str]]:
     return [
         [
-            f"{method}, {len(figures['num_classes'].values)} seeds",
+            f"{method} (n = {len(figures['num_classes'].values)})",
             title,
             *(str(figures[f"{occasion}/{metric}"]) for metric in METRICS),
         ]

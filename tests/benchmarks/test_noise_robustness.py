@@ -156,8 +156,8 @@ def test_goals_without_runs_are_not_measured():
 def test_the_report_is_markdown_with_rows_of_equal_length():
     results = make_results()
     lines = report(results, goals_of(results)).splitlines()
-    assert "| qmix, 2 seeds | last | " + " | ".join(["0.910 ± 0.014"] * 5) + " |" in lines
-    assert "| cross_entropy, 2 seeds | best on test (optimistic) |" in "\n".join(lines)
+    assert "| qmix (n = 2) | last | " + " | ".join(["0.910 ± 0.014"] * 5) + " |" in lines
+    assert "| cross_entropy (n = 2) | best on test (optimistic) |" in "\n".join(lines)
     assert "| qmix | " + " | ".join(["0.960 ± 0.000"] * 7) + " | 2 of 2 |" in lines
     assert "| cross_entropy | " + " | ".join(["-"] * 7) + " | 2 of 2 |" in lines
     assert "| synthetic | separation AUC | >= 0.95 | 0.960 | reached |" in lines
@@ -192,7 +192,7 @@ def test_unfinished_runs_stay_out_of_the_table(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--only", "digits,qmix", "--table-only"]
     assert noise_robustness.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "| qmix, 1 seeds | last | " + " | ".join(["0.500"] * 5) + " |" in lines
+    assert "| qmix (n = 1) | last | " + " | ".join(["0.500"] * 5) + " |" in lines
     missing = [line for line in lines if line.startswith("not in the tables")]
     assert [re.search("seed.", line).group() for line in missing] == ["seed1", "seed2"]
     assert json.loads(lines[-1])["results"]["digits"]["qmix"]["last/kappa"]["by_seed"] == {"0": 0.5}
