@@ -250,9 +250,9 @@ def _blood(eye: _Eye, grade: int, size: int, rng: np.random.Generator) -> NDArra
         mask.polygon(_blot(place, rng.uniform(0.028, 0.044), rng), rng.uniform(0.8, 1.0))
     if grade == 4:
         kind = rng.random()
-        if kind < 0.7:
+        if kind < 0.9:
             _pre_retinal_bleeding(mask, eye, rng)
-        if kind >= 0.45:
+        if kind >= 0.6:
             _new_vessels(mask, eye, rng)
     return mask.cover()
 

@@ -25,7 +25,8 @@ MAY_CHANGE_ON_RESUME = (
     "data.root",
     "data.num_workers",
     "data.cache",
-    "runtime",
+    "runtime.device",
+    "runtime.timeout_seconds",
 )
 
 # One Config a method, told apart by method.name; a key of another method is refused.

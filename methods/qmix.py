@@ -38,7 +38,7 @@ from methods.method import Batch, Method, Problem, Term, View
 from methods.networks import MomentumCopy, Network
 from methods.separation import CORRECT, MIS_H, MIS_L, separate_quality
 
-__all__ = ["QMix", "QMixConfig", "omega", "refine_targets"]
+__all__ = ["QMix", "QMixConfig", "omega", "refine_targets", "relative_to_class"]
 
 NUM_NETWORKS = 2
 
@@ -59,7 +59,11 @@ class QMixConfig(BaseModel):
     lambda_contrastive: float = Field(0.05, ge=0, description="Weight of the contrastive term.")
     contrastive_temperature: float = Field(0.07, gt=0, description="Its temperature.")
     projector_dim: int = Field(128, ge=2, description="Dimension of the contrastive embedding.")
-    lambda_prior: float = Field(0.0, ge=0, description="Weight of the prior regulariser.")
+    lambda_prior: float = Field(
+        1.0, ge=0,
+        description="Weight of the prior regulariser. At 1 grades between others are found again "
+        "sooner after warm-up than at 0.",
+    )  # fmt: skip
     refine_with: Literal["own", "both"] = Field(
         "both", description="Whose prediction refines Correct and Mis-L labels."
     )
@@ -71,6 +75,10 @@ class QMixConfig(BaseModel):
     )  # fmt: skip
     statistics_momentum: float = Field(
         0.6, ge=0, lt=1, description="Share of the old loss and uncertainty kept at each survey."
+    )
+    relative_uncertainty: bool = Field(
+        True,
+        description="Judge a sample's uncertainty against the mean of the samples predicted alike.",
     )
 
 
@@ -118,6 +126,7 @@ class QMix(Method):
         return {
             "loss": Column(pair, torch.float32, nan, "-log p[y], averaged over surveys"),
             "uncertainty": Column(pair, torch.float32, nan, "entropy of p, averaged over surveys"),
+            "predicted": Column(pair, torch.int16, -1, "class of the largest p in the last survey"),
             "posterior": Column((*pair, 3), torch.float32, 0.0, "w of Correct, Mis-H, Mis-L"),
             "group": Column(pair, torch.uint8, CORRECT, "0 Correct, 1 Mis-H, 2 Mis-L"),
         }
@@ -137,15 +146,19 @@ class QMix(Method):
         for name, value in new.items():
             old = rows[name]
             new[name] = torch.where(old.isnan(), value, keep * old + (1 - keep) * value)
-        ledger.write(sample_ids, **new)
+        ledger.write(sample_ids, **new, predicted=probabilities.argmax(2).T)
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide the training samples of each class into the three groups, for each network."""
         ids = self.problem.train_ids
+        uncertainty = ledger["uncertainty"][ids].T
+        if self.config.relative_uncertainty:
+            predicted = ledger["predicted"][ids].T.long()
+            uncertainty = relative_to_class(uncertainty, predicted, self.problem.num_classes)
+        labels, num_classes = ledger["label"][ids], self.problem.num_classes
         separation = separate_quality(
-            ledger["loss"][ids].T, ledger["uncertainty"][ids].T,
-            ledger["label"][ids], self.problem.num_classes, sample_ids=ids,
-        )  # fmt: skip
+            ledger["loss"][ids].T, uncertainty, labels, num_classes, sample_ids=ids
+        )
         posterior, group = ledger["posterior"].clone(), ledger["group"].clone()
         posterior[ids] = separation.posteriors.transpose(0, 1).float()
         group[ids] = separation.groups.T
@@ -246,6 +259,28 @@ class QMix(Method):
         divergence = prior_divergence(self.get_buffer("prior"), mean)
         # Equal on every rank: the mean over ranks, a count of one each, is the value itself.
         return Term(divergence, torch.ones_like(divergence), self.config.lambda_prior)
+
+
+def relative_to_class(uncertainty: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Uncertainty less the mean uncertainty of the samples that are predicted alike.
+
+    A grade between two others is never predicted with the certainty of the ends of the scale, so
+    good images of it look like poor ones; a poor image is uncertain for its predicted class too.
+
+    Args:
+        uncertainty: (M, N) float.
+        predicted: (M, N) int64 in 0..C-1.
+        num_classes: C.
+
+    Returns:
+        (M, N) float64; its mean over each predicted class is 0. Uncertainties (1, 3, 5) predicted
+        (0, 0, 1) become (-1, 1, 0).
+    """
+    values = uncertainty.double()
+    zeros = values.new_zeros(len(values), num_classes)
+    sums = zeros.scatter_add(1, predicted, values)
+    counts = zeros.scatter_add(1, predicted, torch.ones_like(values))
+    return values - (sums / counts.clamp_min(1)).gather(1, predicted)
 
 
 def omega(epoch: int, warmup_epochs: int, num_epochs: int, start: float) -> float:

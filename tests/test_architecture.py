@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launcher", "engine", "methods", "data")
 MAY_IMPORT = {
     "launcher": {"launcher", "engine", "methods", "data"},
-    "engine": {"engine"},
+    # The engine trains any method by the interface, and knows none by name.
+    "engine": {"engine", "methods.method"},
     "methods": {"methods", "engine.collectives", "engine.ledger"},
     "data": {"data"},
 }

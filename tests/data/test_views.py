@@ -17,7 +17,17 @@ from data.transforms import (
     resample,
     sampling_matrices,
 )
-from data.views import ViewConfig, Views, ViewsConfig
+from data.views import StrongViewConfig, ViewConfig, Views, ViewsConfig, WeakViewConfig
+
+
+def as_weak(config):
+    """The same transforms as a weak view, whose own defaults differ."""
+    return WeakViewConfig(**config.model_dump())
+
+
+def as_strong(config):
+    return StrongViewConfig(**config.model_dump())
+
 
 EVERYTHING = ViewConfig(
     horizontal_flip=0.5,
@@ -65,7 +75,7 @@ def test_plain_is_the_normalised_image():
 @pytest.mark.parametrize("side", [32, 33])
 def test_each_view_is_independent_of_its_batch(side):
     images, ids = random_images(9, side), torch.arange(100, 109)
-    views = Views(ViewsConfig(weak=EVERYTHING, strong=EVERYTHING), seed=4)
+    views = Views(ViewsConfig(weak=as_weak(EVERYTHING), strong=as_strong(EVERYTHING)), seed=4)
     for kind in ("plain", "weak", "strong"):
         whole = views(images, ids, 2, 1, kind)
         for rows in ([0], [8, 3], [5, 1, 2, 7]):
@@ -83,7 +93,7 @@ def test_default_views_are_independent_of_their_batch():
 
 def test_every_part_of_the_key_changes_the_view():
     images, ids = random_images(4), torch.arange(4)
-    config = ViewsConfig(weak=EVERYTHING, strong=EVERYTHING)
+    config = ViewsConfig(weak=as_weak(EVERYTHING), strong=as_strong(EVERYTHING))
     reference = Views(config, seed=0)(images, ids, 0, 0, "weak")
     others = [
         Views(config, seed=1)(images, ids, 0, 0, "weak"),
@@ -99,7 +109,7 @@ def test_every_part_of_the_key_changes_the_view():
 
 def test_flips_alone_are_exact_and_fair():
     flips = ViewConfig(horizontal_flip=0.5, vertical_flip=0.25)
-    views = Views(ViewsConfig(weak=flips, **IDENTITY_NORM), seed=1)
+    views = Views(ViewsConfig(weak=as_weak(flips), **IDENTITY_NORM), seed=1)
     image = random_images(1, side=7)
     got = views(image.expand(2000, -1, -1, -1), torch.arange(2000), 0, 0, "weak")
     plain = image.float() / 255
@@ -115,8 +125,10 @@ def test_switching_one_transform_on_leaves_the_others_draws_alone():
     images = torch.maximum(images, images.flip(3))  # flips of it cannot be seen
     alone = ViewConfig(brightness=0.3)
     joined = ViewConfig(brightness=0.3, horizontal_flip=0.5)
-    first = Views(ViewsConfig(weak=alone), seed=0)(images, ids, 0, 0, "weak")
-    assert torch.equal(first, Views(ViewsConfig(weak=joined), seed=0)(images, ids, 0, 0, "weak"))
+    first = Views(ViewsConfig(weak=as_weak(alone)), seed=0)(images, ids, 0, 0, "weak")
+    assert torch.equal(
+        first, Views(ViewsConfig(weak=as_weak(joined)), seed=0)(images, ids, 0, 0, "weak")
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +243,7 @@ def test_blur_matches_torchvision():
 
 def test_draws_span_their_ranges():
     only = ViewConfig(brightness=0.2)
-    views = Views(ViewsConfig(strong=only, **IDENTITY_NORM), seed=0)
+    views = Views(ViewsConfig(strong=as_strong(only), **IDENTITY_NORM), seed=0)
     images = torch.full((4000, 3, 2, 2), 102, dtype=torch.uint8)
     factors = views(images, torch.arange(4000), 0, 0, "strong")[:, 0, 0, 0].numpy() / 0.4
     assert factors.min() == pytest.approx(0.8, abs=2e-3)
@@ -244,7 +256,7 @@ def test_a_crop_stays_inside_the_image():
     # it.
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     image[:, :, 0, :] = image[:, :, -1, :] = image[:, :, :, 0] = image[:, :, :, -1] = 255
-    views = Views(ViewsConfig(strong=ViewConfig(crop=0.5), **IDENTITY_NORM), seed=0)
+    views = Views(ViewsConfig(strong=as_strong(ViewConfig(crop=0.5)), **IDENTITY_NORM), seed=0)
     got = views(image.expand(200, -1, -1, -1), torch.arange(200), 0, 0, "strong")[:, 0]
     # Half the area is enlarged 1.41 times: a rim of one pixel covers 2.1 columns or rows at most.
     assert got[:, 3:-3, 3:-3].max() == 0
@@ -255,7 +267,9 @@ def test_a_crop_stays_inside_the_image():
 def test_images_are_left_as_they_were():
     images = random_images(4)
     before = images.clone()
-    Views(ViewsConfig(strong=EVERYTHING), seed=0)(images, torch.arange(4), 0, 0, "strong")
+    Views(ViewsConfig(strong=as_strong(EVERYTHING)), seed=0)(
+        images, torch.arange(4), 0, 0, "strong"
+    )
     assert torch.equal(images, before)
 
 
@@ -278,3 +292,9 @@ def test_configuration_survives_strict_json():
 def test_bad_settings_are_refused(tree):
     with pytest.raises(ValidationError):
         ViewsConfig.model_validate_json(json.dumps(tree), strict=True, extra="forbid")
+
+
+def test_changing_one_key_leaves_the_other_defaults_on():
+    config = ViewsConfig.model_validate({"weak": {"rotation": 5}, "strong": {"hue": 0.0}})
+    assert config.weak == WeakViewConfig(rotation=5, horizontal_flip=0.5, vertical_flip=0.5)
+    assert config.strong.brightness == StrongViewConfig().brightness > 0

@@ -41,7 +41,9 @@ def test_an_id_that_arrives_twice_is_refused():
 def test_missing_and_unexpected_ids_are_named():
     ledger = make()
     ledger.write(torch.tensor([0, 5]), group=torch.tensor([1, 1]))
-    with pytest.raises(LedgerError, match=r"1 sample_ids missing, first \[2\]; 1 unexpected.*\[5\]"):
+    with pytest.raises(
+        LedgerError, match=r"1 sample_ids missing, first \[2\]; 1 unexpected.*\[5\]"
+    ):
         ledger.synchronise(expected_ids=torch.tensor([0, 2]))
 
 

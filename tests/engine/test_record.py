@@ -28,7 +28,9 @@ def test_going_on_removes_later_lines_and_a_torn_one(tmp_path):
 
 
 def make_history(kappas, validation=None):
-    history = [{"epoch": e, "eval/kappa": k, "eval/accuracy": (k or 0) / 2} for e, k in enumerate(kappas)]
+    history = [
+        {"epoch": e, "eval/kappa": k, "eval/accuracy": (k or 0) / 2} for e, k in enumerate(kappas)
+    ]
     for line, value in zip(history, validation or [], strict=bool(validation)):
         line["validation/kappa"] = value
     return history
