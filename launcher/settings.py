@@ -4,9 +4,9 @@ import functools
 import operator
 from typing import Annotated, Any
 
-from data.noise import NoiseConfig
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.noise import NoiseConfig
 from data.sources import DataConfig
 from data.views import ViewsConfig
 from engine.optim import OptimConfig

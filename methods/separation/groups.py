@@ -67,6 +67,12 @@ class SeparationConfig(MixtureConfig):
     reg_covar: float = Field(
         5e-4, gt=0.0, description="added to each variance of the scaled features"
     )
+    pooling: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the fit over all classes in each posterior; 0 = own fit alone",
+    )
     min_samples: int = Field(30, ge=NUM_GROUPS, description="smallest class with a fit of its own")
 
 
@@ -77,7 +83,7 @@ class Separation:
     Attributes:
         posteriors: (M, N, 3) float64, columns CORRECT, MIS_H, MIS_L; rows sum to 1.
         groups: (M, N) uint8, the column of the largest posterior (the first of equals).
-        mixture: each class's mixture, components in the order of the columns; the one over all
+        mixture: each class's own mixture, components in the order of the columns; the one over all
             classes where ``source`` is not OWN_FIT.
         source: (M, C) uint8: OWN_FIT, POOLED_FIT (too few samples, or no sensible arrangement of
             the class's components) or ALL_CORRECT (nor of the pooled ones: posterior (1, 0, 0)).
@@ -138,6 +144,10 @@ def separate_quality(
 
     mixture = _choose(use_own, own, pooled)
     posteriors = mixture_posteriors(mixture, features, labels)
+    # Two opinions: a class's own fit follows its peculiarities, the pooled one has more samples.
+    share = (config.pooling * use_pooled).unsqueeze(-1)
+    shared = mixture_posteriors(pooled, features, torch.zeros_like(labels))
+    posteriors = (1 - share) * posteriors + share * shared
     posteriors[source[:, labels] == ALL_CORRECT] = torch.eye(NUM_GROUPS).double()[CORRECT]
     return Separation(posteriors, posteriors.argmax(dim=-1).to(torch.uint8), mixture, source)
 

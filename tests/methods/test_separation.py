@@ -305,3 +305,20 @@ def test_loss_alone_by_hand():
 @pytest.mark.parametrize("num_samples", [1, 50])
 def test_equal_losses_count_as_clean(num_samples):
     assert separate_loss(torch.full((2, num_samples), 1.3)).tolist() == [[1.0] * num_samples] * 2
+
+
+def test_pooling_blends_a_classs_own_posteriors_with_those_over_all_classes():
+    losses, uncertainties, labels, _ = _statistics(1500)
+
+    def separate(pooling, labels=labels, num_classes=NUM_CLASSES):
+        config = SeparationConfig(pooling=pooling)
+        return separate_quality(losses, uncertainties, labels, num_classes, config=config)
+
+    own, everything = separate(0.0), separate(0.0, torch.zeros_like(labels), 1)
+    assert not torch.allclose(own.posteriors, everything.posteriors, atol=0.1)
+    torch.testing.assert_close(separate(1.0).posteriors, everything.posteriors)
+    blend = separate(0.25)
+    torch.testing.assert_close(
+        blend.posteriors, 0.75 * own.posteriors + 0.25 * everything.posteriors
+    )
+    _assert_distributions(blend)
