@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from data.errors import DataError
+from data.manifest import TRAIN
 from data.sources import check_images
 from engine.checkpoint import CheckpointError, Checkpoints
 from engine.config import ConfigError, differences, dump_config, load_config
@@ -24,6 +25,7 @@ from launcher.assemble import NoisyData, build_method, build_task, load_noisy_da
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 from launcher.show import describe_plan, describe_result
 from methods.method import MethodError
+from methods.separation import SeparationError
 from methods.weights import ModelError
 
 __all__ = ["main"]
@@ -32,7 +34,8 @@ logger = logging.getLogger("mednoise")
 
 # What a user can mend is shown as its message alone; anything else keeps its traceback.
 USER_ERRORS = (
-    ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, MethodError, OSError
+    ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, MethodError,
+    SeparationError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
 
@@ -90,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
         _require_no_run(config.run.dir)
     per_rank_batch_size(config.optim.batch_size, accelerator.num_processes)
     data = load_noisy_data(config)
-    num_steps(int((data.source.manifest.split == 0).sum()), config.optim.batch_size)
+    num_steps(len(data.source.manifest.where(TRAIN)), config.optim.batch_size)
     if options.check:
         check_images(data.source, config.data.num_workers)
         method = build_method(config, data)
@@ -104,6 +107,11 @@ def run(options: argparse.Namespace) -> None:
 
 def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dict[str, Any]]:
     """Train, or go on training, in ``run.dir``; returns the record's lines on the main process."""
+    if config.model.norm == "sync" and accelerator.device.type == "cpu":
+        raise ModelError(
+            "model.norm: sync needs a GPU and this run has none; group and frozen give equal "
+            "results on any number of processes without one"
+        )
     method = build_method(config, data)
     task = build_task(config, data, pin_memory=accelerator.device.type == "cuda")
     trainer = Trainer(accelerator, method, task, config.optim, config.evaluation)

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data.manifest import SPLIT_NAMES
+from data.manifest import SPLIT_NAMES, TRAIN
 from engine.ledger import Ledger
 from engine.plan import num_steps, per_rank_batch_size
 from engine.record import summarise
@@ -35,25 +33,15 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
     ]
     if data.source.quarantined:
         lines.append(f"left out as unreadable: {len(data.source.quarantined)}")
-    lines += _table(["given class", *SPLIT_NAMES], [
-        [name, *(int(((manifest.split == s) & (data.labels == c)).sum()) for s in range(3))]
-        for c, name in enumerate(manifest.class_names)
-    ])  # fmt: skip
-    if data.groups is not None:
-        in_training = data.groups[manifest.where(0)]
-        counts = np.bincount(in_training, minlength=3)
-        named = (f"{name} {count}" for name, count in zip(GROUP_NAMES, counts, strict=True))
-        lines.append(f"true groups of the training samples: {', '.join(named)}")
-    batch, steps = (
-        config.optim.batch_size,
-        num_steps(len(manifest.where(0)), config.optim.batch_size),
-    )
+    lines += _count_samples(data)
+    batch, epochs = config.optim.batch_size, config.run.epochs
+    steps = num_steps(len(manifest.where(TRAIN)), batch)
     lines.append(
         f"processes: {num_ranks}; global batch {batch}, "
         f"{per_rank_batch_size(batch, num_ranks)} a process; {steps} steps an epoch, "
-        f"{steps * config.run.epochs} in {config.run.epochs} epochs"
+        f"{steps * epochs} in {epochs} epochs"
     )
-    for epoch in (0, config.run.epochs - 1):
+    for epoch in (0, epochs - 1):
         passes = method.forwards_per_image(epoch)
         lines.append(
             f"network passes per training image in epoch {epoch + 1}: "
@@ -65,6 +53,24 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     lines.append(f"trained parameters: {trained / 1e6:.2f} million")
     return "\n".join(lines)
+
+
+def _count_samples(data: NoisyData) -> list[str]:
+    """Samples by given class: of each split and, in training, of each true group if known."""
+    manifest = data.source.manifest
+    columns = {name: manifest.split == split for split, name in enumerate(SPLIT_NAMES)}
+    if data.groups is not None:
+        training = columns[SPLIT_NAMES[TRAIN]]
+        columns |= {
+            f"train {name}": training & (data.groups == group)
+            for group, name in enumerate(GROUP_NAMES)
+        }
+    rows = [
+        [name, *(int((chosen & (data.labels == c)).sum()) for chosen in columns.values())]
+        for c, name in enumerate(manifest.class_names)
+    ]
+    total = ["all", *(int(chosen.sum()) for chosen in columns.values())]
+    return _table(["given class", *columns], [*rows, total])
 
 
 def describe_result(history: Sequence[Mapping[str, Any]], folder: Path) -> str:

@@ -165,14 +165,9 @@ def build_network(
         projector_dim: Dimension of the projector's output; 0 for none.
 
     Raises:
-        ModelError: Weights that do not fit, an unknown timm name, or synchronised BatchNorm without
-            a GPU; the message names the configuration's key.
+        ModelError: Weights that do not fit, or an unknown timm name; the message names the
+            configuration's key.
     """
-    if config.norm == "sync" and not torch.cuda.is_available():
-        raise ModelError(
-            "model.norm: sync needs a GPU and none was found; "
-            "group and frozen give equal results on any number of processes without one"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_initial_seed(seed, index))
         encoder, num_features = _build_encoder(config.backbone, config.width, config.blocks)

@@ -9,6 +9,7 @@ from methods.separation.groups import (
     POOLED_FIT,
     Separation,
     SeparationConfig,
+    SeparationError,
     separate_loss,
     separate_quality,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "MixtureConfig",
     "Separation",
     "SeparationConfig",
+    "SeparationError",
     "fit_mixture",
     "mixture_posteriors",
     "scale_to_unit",

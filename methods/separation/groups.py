@@ -33,6 +33,7 @@ __all__ = [
     "POOLED_FIT",
     "Separation",
     "SeparationConfig",
+    "SeparationError",
     "quality_prototypes",
     "separate_loss",
     "separate_quality",
@@ -74,6 +75,10 @@ class SeparationConfig(MixtureConfig):
         description="share of the fit over all classes in each posterior; 0 = own fit alone",
     )
     min_samples: int = Field(30, ge=NUM_GROUPS, description="smallest class with a fit of its own")
+
+
+class SeparationError(ValueError):
+    """A network's statistics are not finite: its training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ def separate_quality(
         config: settings; the defaults if None.
 
     Raises:
-        ValueError: no samples, shapes differ, a label is out of range, or a statistic is not finite
-            (the message names network and sample_ids).
+        ValueError: no samples, shapes differ, or a label is out of range.
+        SeparationError: a statistic is not finite; the message names network and sample_ids.
     """
     config = config or SeparationConfig()
     _check_finite("loss", losses, sample_ids)
@@ -172,7 +177,8 @@ def separate_loss(
         (M, N) float64 in [0, 1] on the CPU; 1 = surely clean.
 
     Raises:
-        ValueError: no samples, or a loss is not finite (the message names network and sample_ids).
+        ValueError: no samples.
+        SeparationError: a loss is not finite; the message names network and sample_ids.
     """
     _check_finite("loss", losses, sample_ids)
     features = scale_to_unit(losses).unsqueeze(-1)
@@ -296,4 +302,4 @@ def _check_finite(name: str, values: Tensor, sample_ids: Tensor | None) -> None:
             more = f" and {rows.numel() - 10} more" if rows.numel() > 10 else ""
             problems.append(f"network {network}: sample_ids {named}{more}")
     if problems:
-        raise ValueError(f"separation: {name} is not finite for {'; '.join(problems)}")
+        raise SeparationError(f"separation: {name} is not finite for {'; '.join(problems)}")

@@ -61,11 +61,15 @@ def test_the_plan_counts_what_there_is(method):
     built = build_method(config, data)
     text = describe_plan(config, data, built, num_ranks=4)
     manifest = data.source.manifest
+    train = manifest.split == 0
     for c, name in enumerate(manifest.class_names):
-        counts = [int(((manifest.split == s) & (data.labels == c)).sum()) for s in range(3)]
+        given = data.labels == c
+        counts = [int(((manifest.split == s) & given).sum()) for s in range(3)]
+        counts += [int((train & given & (data.groups == g)).sum()) for g in range(3)]
         assert row(text, name) == [str(count) for count in counts]
-    groups = np.bincount(data.groups[manifest.where(0)])
-    assert f"Correct {groups[0]}, Mis-H {groups[1]}, Mis-L {groups[2]}" in text
+    groups = np.bincount(data.groups[manifest.where(0)], minlength=3)
+    splits = np.bincount(manifest.split, minlength=3)
+    assert row(text, "all") == [str(count) for count in (*splits, *groups)]
     assert "processes: 4; global batch 16, 4 a process; 6 steps an epoch, 24 in 4 epochs" in text
     num_trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
     assert f"trained parameters: {num_trained / 1e6:.2f} million" in text

@@ -240,12 +240,6 @@ def test_a_layer_that_does_more_than_normalise_is_not_replaced(kind):
         convert_norm(nn.Sequential(nn.Sequential(BatchNormAct2d(4))), kind, 8)
 
 
-def test_synchronised_batchnorm_needs_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match=r"^model.norm: sync needs a GPU.* group and frozen"):
-        small(norm="sync")
-
-
 # -- moving average --------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from methods.separation import (
     POOLED_FIT,
     MixtureConfig,
     SeparationConfig,
+    SeparationError,
     fit_mixture,
     scale_to_unit,
     separate_loss,
@@ -257,7 +258,7 @@ def test_non_finite_statistics_name_network_and_samples():
     uncertainties[0, 5] = torch.inf
     ids = torch.arange(100) + 1000
     message = r"loss is not finite for network 1: sample_ids 1020, .*, 1029 and 3 more$"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SeparationError, match=message):
         separate_quality(losses, uncertainties, labels, NUM_CLASSES, sample_ids=ids)
     with pytest.raises(ValueError, match=r"uncertainty is .* network 0: sample_ids 5$"):
         separate_quality(losses.nan_to_num(), uncertainties, labels, NUM_CLASSES)
