@@ -140,18 +140,14 @@ class Trainer:
             logger.info("%s", describe_epoch(epoch, self.task.num_epochs, metrics))
             finish_epoch(epoch, metrics)
 
-    def train_epoch(self, epoch: int, first_step: int = 0) -> dict[str, float]:
-        """Take the steps of an epoch from ``first_step`` on; returns the means of the terms."""
-        batches = global_batches(self.task.seed, epoch, self.task.train_ids, self.optim.batch_size)[
-            first_step:
-        ]
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Take the steps of an epoch; returns the means of the terms."""
+        batches = global_batches(self.task.seed, epoch, self.task.train_ids, self.optim.batch_size)
         mine = rank_slice(batches, collectives.rank(), collectives.num_ranks())
         means, views = TermMeans(), self.method.views(epoch)
         self.wrapped.train()
         loaded = self._progress(self.task.loader(mine), len(mine), f"epoch {epoch} train")
-        for step, (sample_ids, images) in enumerate(
-            loaded, start=epoch * self.steps_per_epoch + first_step
-        ):
+        for step, (sample_ids, images) in enumerate(loaded, start=epoch * self.steps_per_epoch):
             means.add(self._step(sample_ids, images, views, epoch, step))
         return {f"train/{name}": value for name, value in means.reduce().items()}
 
