@@ -46,17 +46,19 @@ def load_noisy_data(config: Config) -> NoisyData:
     """
     source = load_source(config.data, config.run.seed)
     manifest, noise = source.manifest, config.noise
-    labels = manifest.labels.copy()
-    known = manifest.true_labels != UNKNOWN
-    groups = np.where(known & (labels != manifest.true_labels), MIS_H, CORRECT).astype(np.uint8)
-    if noise.kind == "none" and noise.mis_l == 0:
-        return NoisyData(source, labels, groups if known[manifest.where(TRAIN)].all() else None)
+    labels, groups = manifest.labels.copy(), np.full(len(manifest), CORRECT, dtype=np.uint8)
+    injects = noise.mis_h > 0 or noise.mis_l > 0 or noise.kind == "matrix"
     seed = config.run.seed if noise.seed is None else noise.seed
-    for split in (TRAIN, VALIDATION):
+    for split in (TRAIN, VALIDATION) if injects else ():
         ids = manifest.where(split)
         injected = _inject(source, ids, config, seed + split)
         labels[ids], groups[ids] = injected.noisy_labels, injected.groups
-    return NoisyData(source, labels, groups)
+    # Where the truth is known it decides; elsewhere what was injected is all that is known.
+    known = manifest.true_labels != UNKNOWN
+    by_truth = np.where(labels != manifest.true_labels, MIS_H, CORRECT).astype(np.uint8)
+    groups = np.where(known & (groups != MIS_L), by_truth, groups)
+    is_known = injects or bool(known[manifest.where(TRAIN)].all())
+    return NoisyData(source, labels, groups if is_known else None)
 
 
 def _inject(source: Source, ids: NDArray[np.int64], config: Config, seed: int) -> InjectedNoise:

@@ -79,9 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank == 0 or isinstance(error, (DataError, OSError)):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return 0
 
 

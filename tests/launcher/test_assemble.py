@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import make_config, noisy_data
 
 from data.manifest import TEST, TRAIN, VALIDATION
@@ -99,3 +100,32 @@ def test_networks_of_a_method_start_apart():
     config = make_config("qmix")
     first, second = build_method(config, noisy_data(config)).networks
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
+
+
+def write_csv(folder, true_labels):
+    """Forty grey images labelled 0 and 1 in turn; returns the section that reads them."""
+    rows = ["image,label" + (",true_label" if true_labels else "")]
+    for i in range(40):
+        Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{i % 2}" + (f",{true_labels[i]}" if true_labels else ""))
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return {"source": "csv", "root": str(folder), "image_size": 16}
+
+
+NO_NOISE = {"kind": "symmetric", "mis_h": 0.0, "mis_l": 0.0}
+
+
+def test_labels_that_nobody_vouches_for_are_not_counted_as_correct(tmp_path):
+    data = write_csv(tmp_path, None)
+    assert load(data=data, noise=NO_NOISE).groups is None
+    assert (load(data=data, noise=NO_NOISE | {"mis_h": 0.25}).groups == MIS_H).any()
+
+
+def test_known_truth_decides_with_and_without_injected_noise(tmp_path):
+    truth = [i % 2 if i >= 10 else 0 for i in range(40)]
+    section = write_csv(tmp_path, truth)
+    for noise in (NO_NOISE, NO_NOISE | {"mis_h": 0.25, "mis_l": 0.1}):
+        data = load(data=section, noise=noise)
+        judged = data.groups != MIS_L
+        wrong = data.labels != data.source.manifest.true_labels
+        assert ((data.groups == MIS_H) == wrong)[judged].all() and wrong.any()
