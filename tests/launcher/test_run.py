@@ -166,7 +166,7 @@ def test_check_prints_the_plan_and_leaves_nothing(launch, capsys, tmp_path, meth
     assert "data: synthetic, 152 images of 5 classes" in output
     assert "processes: 1; global batch 16, 16 a process; 6 steps an epoch, 18 in 3 epochs" in output
     assert output.count("network passes per training image in epoch") == 2
-    assert "true groups of the training samples: Correct " in output
+    assert "train Correct  train Mis-H  train Mis-L" in output
     assert "ledger: " in output and "trained parameters: " in output
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 

@@ -26,6 +26,8 @@ FIELDS = [
     if name != "name"
 ]
 NUM_EPOCHS = 3  # of the tiny setting
+# Some 48 training samples a class, so that each has a separation of its own.
+MORE_SAMPLES = {"data": {"synthetic": {"num_train": 320, "num_test": 8}}}
 
 
 def images(num_images=6):
@@ -109,7 +111,7 @@ def trained_weights():
 
     def get(method):
         if method not in known:
-            known[method] = train(make_config(method))[0].method.state_dict()
+            known[method] = train(make_config(method, **MORE_SAMPLES))[0].method.state_dict()
         return known[method]
 
     return get
@@ -121,7 +123,7 @@ def equal_weights(ours, theirs):
 
 @pytest.mark.parametrize(("method", "name"), FIELDS)
 def test_every_key_changes_what_is_learned(fresh_processes, trained_weights, method, name):
-    config = make_config(method, method={name: changed(method, name)})
+    config = make_config(method, method={name: changed(method, name)}, **MORE_SAMPLES)
     trainer, _ = train(config)
     fresh_processes()
     assert not equal_weights(trainer.method.state_dict(), trained_weights(method))
@@ -130,7 +132,7 @@ def test_every_key_changes_what_is_learned(fresh_processes, trained_weights, met
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 def test_nothing_else_changes_what_is_learned(fresh_processes, trained_weights, method):
     """The control of the test above: the same setting learns the same to the last bit."""
-    trainer, _ = train(make_config(method))
+    trainer, _ = train(make_config(method, **MORE_SAMPLES))
     fresh_processes()
     assert equal_weights(trainer.method.state_dict(), trained_weights(method))
 
