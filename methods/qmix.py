@@ -13,8 +13,8 @@ three supervised terms, contrastive enhancement and the prior regulariser; ``ome
 the sample-reweighing loss; ``methods.separation.separate_quality`` the mixture.
 
 Guards beyond the paper, each a setting whose default was chosen by measurement: ``ema_decay``,
-``statistics_momentum``, ``relative_uncertainty``, ``pooling``, ``refine_with``, ``sharpen_mis_l`` and
-``lambda_prior`` with the class frequencies of the given labels as prior.
+``statistics_momentum``, ``relative_uncertainty``, ``pooling``, ``refine_with``, ``sharpen_mis_l``,
+and ``lambda_prior`` with the class frequencies of the given labels as prior.
 """
 
 from collections.abc import Mapping
