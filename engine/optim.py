@@ -1,10 +1,11 @@
 """The optimiser and its learning rate, a pure function of the global step."""
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 __all__ = ["OptimConfig", "build_optimizer", "learning_rate", "set_learning_rate"]
@@ -15,21 +16,56 @@ class OptimConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: Literal["adamw", "sgd"] = Field("adamw", description="Optimiser.")
+    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimiser.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate; never scaled by processes.")
     batch_size: int = Field(
         64, ge=2, description="Size of the global batch: the sum over all processes."
     )
     weight_decay: float = Field(
-        5e-4, ge=0, description="Decoupled (adamw) or L2 (sgd); not on biases and norm layers."
+        5e-4,
+        ge=0,
+        description="Decoupled (adamw) or L2 (adam, sgd); not on biases and norm layers.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="After lr warm-up.")
+    schedule: Literal["cosine", "constant", "multistep", "halving_cosine"] = Field(
+        "cosine",
+        description="After lr warm-up: cosine falls to final_lr_share; multistep takes gamma times "
+        "the rate at each milestone; halving_cosine is a cosine to 0 that is halved besides after "
+        "each fifth of the way.",
+    )
     lr_warmup_steps: int = Field(0, ge=0, description="Steps of linear rise from 0 to lr.")
     final_lr_share: float = Field(
-        0.0, ge=0, le=1, description="Share of lr that the cosine ends at."
+        0.0, ge=0, le=1, description="Share of lr that schedule cosine ends at."
+    )
+    milestones: tuple[float, ...] = Field(
+        (),
+        description="Needed by schedule multistep and only there: where the rate drops, as shares "
+        "of all steps of the run, between 0 and 1 and ascending.",
+    )
+    gamma: float = Field(
+        0.1, gt=0, le=1, description="Factor on the rate at each milestone of schedule multistep."
     )
     clip_norm: float | None = Field(5.0, gt=0, description="Largest global gradient norm.")
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> "OptimConfig":
+        shown = list(self.milestones)
+        if self.schedule != "multistep":
+            if shown:
+                raise ValueError(
+                    f"milestones: set to {shown}, but schedule {self.schedule} has none"
+                )
+        elif not shown:
+            raise ValueError(
+                "milestones: not set; schedule multistep needs the shares of the run at which the "
+                "rate drops, such as [0.5, 0.75]"
+            )
+        # Comparisons that hold, not ones that fail, so that NaN is refused.
+        elif not all(before < after for before, after in pairwise((0, *shown, 1))):
+            raise ValueError(
+                f"milestones: set to {shown}; expected ascending shares of the run, all > 0 and < 1"
+            )
+        return self
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -41,6 +77,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
@@ -53,15 +91,28 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
         num_steps: Steps of the whole run.
 
     Returns:
-        ``lr * (step + 1) / lr_warmup_steps`` while that is below 1; then constant, or half a cosine
-        from ``lr`` to ``final_lr_share * lr`` at ``num_steps``.
+        ``lr * (step + 1) / lr_warmup_steps`` during lr warm-up; then, with ``done`` the share of
+        the steps after it that are done:
+
+        - constant: ``lr``;
+        - cosine: half a cosine from ``lr`` to ``final_lr_share * lr`` at ``num_steps``;
+        - multistep: ``lr * gamma ** m`` with m the number of milestones at or before
+          ``step / num_steps``, a share of the whole run so that lr warm-up does not move them;
+        - halving_cosine: ``lr * 0.5 ** floor(5 * done) * 0.5 * (1 + cos(pi * done))``, SSCL's
+          published schedule, taken by the step here.
     """
     if step < config.lr_warmup_steps:
         return config.lr * (step + 1) / config.lr_warmup_steps
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "multistep":
+        num_passed = sum(milestone <= step / num_steps for milestone in config.milestones)
+        return config.lr * config.gamma**num_passed
     done = (step - config.lr_warmup_steps) / max(num_steps - config.lr_warmup_steps, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    done = min(done, 1.0)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "halving_cosine":
+        return config.lr * 0.5 ** math.floor(5 * done) * cosine
     return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
 
 
