@@ -36,8 +36,10 @@ def classification_metrics(
         ``accuracy``; ``kappa``: Cohen's kappa with quadratic weights (i - j)^2, 0 where all
         predictions are one class; NaN where labels and predictions are all the same one class
         (0/0); ``balanced_accuracy``: mean recall; ``macro_f1``: mean F1; ``auroc``: mean
-        one-versus-rest area under the ROC curve, NaN with fewer than two classes present;
-        ``recall/<c>`` and ``f1/<c>`` for every class c, NaN for one that is absent.
+        one-versus-rest area under the ROC curve, NaN with fewer than two classes present.
+        For every class c, NaN for one that is absent: ``precision/<c>``, 0 where it is never
+        predicted; ``recall/<c>``; ``f1/<c>``; ``auroc/<c>``, one-versus-rest, NaN also where no
+        other class is present.
 
     Raises:
         ValueError: shapes differ, no samples, a label out of range, or a score not finite.
@@ -47,21 +49,25 @@ def classification_metrics(
     num_classes = probabilities.shape[1]
     predictions = probabilities.argmax(axis=1)
     table = confusion_matrix(labels, predictions, labels=np.arange(num_classes))
-    present = np.flatnonzero(table.sum(axis=1))
-    hits = np.diagonal(table)
-    recall = _ratio(hits, table.sum(axis=1))
-    # A class that is present has a positive denominator, so its F1 is 0 where it is never hit.
-    f1 = np.where(
-        table.sum(axis=1) > 0, _ratio(2 * hits, table.sum(axis=0) + table.sum(axis=1)), np.nan
-    )
+    num_true, num_predicted, hits = table.sum(axis=1), table.sum(axis=0), np.diagonal(table)
+    present = num_true > 0
+    recall = _ratio(hits, num_true)
+    # A class that is present counts as 0 where it is never predicted, in its precision and its F1.
+    precision = np.where(present, hits / np.maximum(num_predicted, 1), np.nan)
+    f1 = np.where(present, _ratio(2 * hits, num_predicted + num_true), np.nan)
+    auroc = np.array([_auroc(labels == c, probabilities[:, c]) for c in range(num_classes)])
+    by_class = {"precision": precision, "recall": recall, "f1": f1, "auroc": auroc}
     return {
         "kappa": _quadratic_kappa(table),
         "accuracy": float(hits.sum() / len(labels)),
         "balanced_accuracy": float(recall[present].mean()),
         "macro_f1": float(f1[present].mean()),
-        "auroc": float(np.mean([_auroc(labels == c, probabilities[:, c]) for c in present])),
-        **{f"recall/{c}": float(recall[c]) for c in range(num_classes)},
-        **{f"f1/{c}": float(f1[c]) for c in range(num_classes)},
+        "auroc": float(auroc[present].mean()),
+        **{
+            f"{name}/{c}": float(value)
+            for name, values in by_class.items()
+            for c, value in enumerate(values)
+        },
     }
 
 

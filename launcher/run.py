@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from data.errors import DataError
-from data.manifest import TRAIN
+from data.manifest import TEST, TRAIN
 from data.sources import check_images
 from engine.checkpoint import CheckpointError, Checkpoints
 from engine.config import ConfigError, differences, dump_config, load_config
@@ -101,7 +102,10 @@ def run(options: argparse.Namespace) -> None:
         return
     history = train(config, data, accelerator)
     if accelerator.is_main_process:
-        print(describe_result(history, config.run.dir))
+        manifest = data.source.manifest
+        num_test = np.bincount(data.labels[manifest.where(TEST)], minlength=manifest.num_classes)
+        names = manifest.class_names
+        print(describe_result(history, config.run.dir, names, num_test.tolist()))
 
 
 def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.manifest import SPLIT_NAMES, TRAIN
 from engine.ledger import Ledger
 from engine.plan import num_steps, per_rank_batch_size
@@ -23,6 +25,7 @@ RESULT_NAMES = {
     "macro_f1": "macro F1",
     "auroc": "macro one-vs-rest AUROC",
 }
+CLASS_RESULT_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "auroc": "AUROC"}
 
 
 def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: int) -> str:
@@ -35,12 +38,16 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
         lines.append(f"left out as unreadable: {len(data.source.quarantined)}")
     lines += _count_samples(data)
     batch, epochs = config.optim.batch_size, config.run.epochs
-    steps = num_steps(len(manifest.where(TRAIN)), batch)
+    train_ids = manifest.where(TRAIN)
+    steps = num_steps(len(train_ids), batch)
     lines.append(
         f"processes: {num_ranks}; global batch {batch}, "
         f"{per_rank_batch_size(batch, num_ranks)} a process; {steps} steps an epoch, "
         f"{steps * epochs} in {epochs} epochs"
     )
+    if config.data.sampler == "class_balanced":
+        share = steps * batch / len(np.unique(data.labels[train_ids]))
+        lines.append(f"sampler: class_balanced, about {share:.0f} images of each class an epoch")
     for epoch in (0, epochs - 1):
         passes = method.forwards_per_image(epoch)
         lines.append(
@@ -73,8 +80,24 @@ def _count_samples(data: NoisyData) -> list[str]:
     return _table(["given class", *columns], [*rows, total])
 
 
-def describe_result(history: Sequence[Mapping[str, Any]], folder: Path) -> str:
-    """The table of a finished run and where to find it."""
+def describe_result(
+    history: Sequence[Mapping[str, Any]],
+    folder: Path,
+    class_names: Sequence[str],
+    num_test_images: Sequence[int],
+) -> str:
+    """The tables of a finished run and where to find it.
+
+    Args:
+        history: Lines of the record, at least one.
+        folder: The run's folder.
+        class_names: The C classes.
+        num_test_images: Test images of each class, C numbers.
+
+    Returns:
+        Lines without a last line break; a metric that is undefined is shown as ``nan`` in the means
+        over classes and as ``-`` elsewhere.
+    """
     lines: list[str] = []
     if "eval/kappa" in history[-1]:
         summary = summarise(history, list(RESULT_NAMES))
@@ -87,9 +110,24 @@ def describe_result(history: Sequence[Mapping[str, Any]], folder: Path) -> str:
         lines.append(
             f"best: epoch {summary.best_epoch + 1} by {summary.selected_on} kappa{caution}"
         )
+        lines += _describe_classes(history[-1], class_names, num_test_images)
     lines += _describe_separation(history[-1])
     lines.append(f"run folder: {folder}")
     return "\n".join(lines)
+
+
+def _describe_classes(
+    metrics: Mapping[str, Any], class_names: Sequence[str], num_images: Sequence[int]
+) -> list[str]:
+    """The test metrics of each class in the last epoch."""
+    rows = [
+        [name, num, *(_shown(metrics.get(f"eval/{key}/{c}")) for key in CLASS_RESULT_NAMES)]
+        for c, (name, num) in enumerate(zip(class_names, num_images, strict=True))
+    ]
+    return [
+        "test metrics by class in the last epoch:",
+        *_table(["class", "test images", *CLASS_RESULT_NAMES.values()], rows),
+    ]
 
 
 def _describe_separation(metrics: Mapping[str, Any]) -> list[str]:
@@ -99,8 +137,7 @@ def _describe_separation(metrics: Mapping[str, Any]) -> list[str]:
     keys = ("correct", "mis_h", "mis_l")
 
     def number(name: str, digits: int = 3) -> str:
-        value = metrics.get(f"separation/{name}")
-        return "-" if value is None else f"{value:.{digits}f}"
+        return _shown(metrics.get(f"separation/{name}"), digits)
 
     rows = [
         [
@@ -115,6 +152,11 @@ def _describe_separation(metrics: Mapping[str, Any]) -> list[str]:
         f"separation in the last epoch: AUC {number('auc')}",
         *_table(["group", "samples", "precision", "recall"], rows),
     ]
+
+
+def _shown(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash for one that the record holds as null or lacks."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

@@ -3,7 +3,14 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from engine.metrics import classification_metrics, separation_metrics
 
@@ -17,6 +24,12 @@ def _no_warnings():
 
 def _one_hot(predictions, num_classes):
     return np.eye(num_classes)[predictions]
+
+
+def by_class(result, name, num_classes=3):
+    """The values of a metric that is given for each class."""
+    assert f"{name}/{num_classes}" not in result
+    return [result[f"{name}/{c}"] for c in range(num_classes)]
 
 
 def test_hand_calculation():
@@ -33,8 +46,19 @@ def test_hand_calculation():
     # Class 0: 0.8 above all -> 1. Class 1: {0.7, 0.3} against {0.1, 0.5}: 3 of 4 pairs.
     # Class 2: 0.4 against {0.1, 0.1, 0.6}: 2 of 3 pairs.
     assert result["auroc"] == pytest.approx((1 + 3 / 4 + 2 / 3) / 3)
-    assert [result[f"recall/{c}"] for c in range(3)] == pytest.approx([1, 0.5, 0])
-    assert [result[f"f1/{c}"] for c in range(3)] == pytest.approx([1, 0.5, 0])
+    assert by_class(result, "auroc") == pytest.approx([1, 3 / 4, 2 / 3])
+    # Class 1 is predicted twice and once rightly, class 2 once and wrongly.
+    assert by_class(result, "precision") == pytest.approx([1, 0.5, 0])
+    assert by_class(result, "recall") == pytest.approx([1, 0.5, 0])
+    assert by_class(result, "f1") == pytest.approx([1, 0.5, 0])
+
+
+def test_precision_and_recall_are_told_apart():
+    # Class 0: 2 of 3 found, every prediction right; class 1: 1 of 1 found, half of them right.
+    result = classification_metrics(_one_hot([0, 0, 1, 1], 2), np.array([0, 0, 0, 1]))
+    assert by_class(result, "precision", 2) == pytest.approx([1, 1 / 2])
+    assert by_class(result, "recall", 2) == pytest.approx([2 / 3, 1])
+    assert by_class(result, "f1", 2) == pytest.approx([4 / 5, 2 / 3])
 
 
 def test_agrees_with_scikit_learn_when_every_class_is_present():
@@ -54,6 +78,11 @@ def test_agrees_with_scikit_learn_when_every_class_is_present():
     assert result["auroc"] == pytest.approx(
         roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
     )
+    for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        expected = score(labels, predictions, average=None)
+        assert by_class(result, name, 5) == pytest.approx(expected.tolist())
+    areas = roc_auc_score(labels, probabilities, multi_class="ovr", average=None)
+    assert by_class(result, "auroc", 5) == pytest.approx(areas.tolist())
 
 
 def test_a_prediction_further_off_lowers_kappa():
@@ -70,6 +99,8 @@ def test_one_predicted_class_has_kappa_zero():
     assert result["balanced_accuracy"] == pytest.approx(1 / 3)
     # Precision 1/2, recall 1 -> F1 2/3; the other two 0.
     assert result["macro_f1"] == pytest.approx(2 / 9)
+    # What is never predicted has precision 0, not an undefined one.
+    assert by_class(result, "precision") == [0, 0, 0.5]
 
 
 def test_absent_class_is_left_out_of_the_means():
@@ -78,13 +109,18 @@ def test_absent_class_is_left_out_of_the_means():
     assert result["balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
     assert result["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
     assert result["auroc"] == pytest.approx((0.75 + 1) / 2)
-    assert math.isnan(result["recall/1"]) and math.isnan(result["f1/1"])
+    for name in ("precision", "recall", "f1", "auroc"):
+        undefined = [math.isnan(value) for value in by_class(result, name)]
+        assert undefined == [False, True, False]
+    assert (result["auroc/0"], result["auroc/2"]) == (0.75, 1)
 
 
 def test_a_single_class_leaves_auroc_undefined():
     labels = np.array([1, 1])
     wrong = classification_metrics(_one_hot([0, 1], 3), labels)
     assert math.isnan(wrong["auroc"]) and wrong["kappa"] == 0 and wrong["accuracy"] == 0.5
+    assert all(math.isnan(value) for value in by_class(wrong, "auroc"))
+    assert (wrong["precision/1"], wrong["recall/1"]) == (1, 0.5)
     right = classification_metrics(_one_hot([1, 1], 3), labels)
     assert math.isnan(right["kappa"]) and right["accuracy"] == 1
 

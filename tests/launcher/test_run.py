@@ -134,6 +134,13 @@ def test_the_same_setting_gives_the_same_run_and_table(launch, finished, capsys,
     assert f"{last['eval/kappa']:.4f}" in kappas.split()
     for title in ("accuracy", "balanced accuracy", "macro F1", "macro one-vs-rest AUROC"):
         assert f"\n{title}" in output
+    # The table of the five classes has the counts of the 24 test images and the record's values.
+    table = output.partition("test metrics by class in the last epoch:\n")[2].splitlines()[2:7]
+    numbers = [line.split()[-5:] for line in table]
+    assert sum(int(cells[0]) for cells in numbers) == 24
+    for c, cells in enumerate(numbers):
+        values = [last[f"eval/{name}/{c}"] for name in ("precision", "recall", "f1", "auroc")]
+        assert cells[1:] == ["-" if value is None else f"{value:.3f}" for value in values]
     if "separation/auc" in last:
         assert f"separation in the last epoch: AUC {last['separation/auc']:.3f}" in output
         assert all(f"\n{group} " in output for group in ("Correct", "Mis-H", "Mis-L"))
