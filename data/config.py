@@ -75,6 +75,13 @@ class DataConfig(BaseModel):
         "once, damaged ones when --check or training meets them); quarantine decodes every image "
         "at the start, leaves the unreadable ones out and names them.",
     )
+    sampler: Literal["shuffled", "class_balanced"] = Field(
+        "shuffled",
+        description="What an epoch's batches hold: shuffled takes each training image at most "
+        "once; class_balanced gives each given class the same share of the same number of batches, "
+        "repeating images of rare classes and leaving out some of common ones, others in each "
+        "epoch.",
+    )
     num_workers: int = Field(2, ge=0, description="Processes a rank that read images; 0 = itself.")
     cache: Literal["none", "memory"] = Field(
         "none", description="memory keeps each image in memory once it has been read."

@@ -28,8 +28,19 @@ def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return words ^ (words >> np.uint64(31))
 
 
+def _words(part: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A part of the key, one for all samples or one for each, modulo 2^64."""
+    if isinstance(part, np.ndarray):
+        return part.astype(np.int64).view(np.uint64)
+    return np.full(1, part & _WORD, dtype=np.uint64)
+
+
 def uniform(
-    seed: int, epoch: int, sample_ids: NDArray[np.int64], view: int, num_draws: int
+    seed: int,
+    epoch: int,
+    sample_ids: NDArray[np.int64],
+    view: int | NDArray[np.int64],
+    num_draws: int,
 ) -> NDArray[np.float64]:
     """Draw uniform numbers for each sample of a batch.
 
@@ -37,7 +48,8 @@ def uniform(
         seed: Any integer, taken modulo 2^64.
         epoch: Any integer, taken modulo 2^64.
         sample_ids: (B,) integers. Row i of the result depends on ``sample_ids[i]`` and on no other.
-        view: Which of a sample's random variants this is; any integer, taken modulo 2^64.
+        view: Which of a sample's random variants this is, of all or (B,) of each; any integer,
+            taken modulo 2^64.
         num_draws: Numbers for each sample. The first k of them do not depend on ``num_draws``.
 
     Returns:
@@ -46,7 +58,7 @@ def uniform(
     # One-element arrays, since numpy warns of the intended overflow in scalars only.
     state = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, view):
-        state = _mix((state ^ np.uint64(part & _WORD)) + _INCREMENT)
+        state = _mix((state ^ _words(part)) + _INCREMENT)
     ids = np.asarray(sample_ids, dtype=np.int64).view(np.uint64)
     states = _mix((state ^ ids) + _INCREMENT)
     steps = np.arange(1, num_draws + 1, dtype=np.uint64) * _INCREMENT

@@ -164,7 +164,13 @@ class Views:
 
     @torch.no_grad()
     def __call__(
-        self, images: Tensor, sample_ids: Tensor, epoch: int, view: int, kind: Kind
+        self,
+        images: Tensor,
+        sample_ids: Tensor,
+        epoch: int,
+        view: int,
+        kind: Kind,
+        repeats: NDArray[np.int64] | None = None,
     ) -> Tensor:
         """Make one view of each image.
 
@@ -175,6 +181,8 @@ class Views:
             view: Number of the view, from 0; views 0 and 1 of a sample differ.
             kind: "plain" is the image as it is; "weak" and "strong" follow the configuration. The
                 same number of view draws differently for the two.
+            repeats: (B,) how often each sample has come up in the epoch before; each time it has
+                other views. None = never.
 
         Returns:
             (B, 3, S, S) float32 on the images' device, normalised by ``mean`` and ``std``.
@@ -183,7 +191,9 @@ class Views:
             return self._normalise(images.float() / 255)
         config = self.config.weak if kind == "weak" else self.config.strong
         ids = sample_ids.cpu().numpy()
-        key = 2 * view + (kind == "strong")
+        key: int | NDArray[np.int64] = 2 * view + (kind == "strong")
+        if repeats is not None:
+            key = key + (repeats << 32)
         columns = keyed.uniform(self.seed, epoch, ids, key, len(_DRAWS))
         draws = dict(zip(_DRAWS, columns.T, strict=True))
         device = images.device

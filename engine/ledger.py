@@ -53,7 +53,7 @@ class Ledger:
             name: torch.full((num_samples, *column.shape), column.fill, dtype=column.dtype)
             for name, column in columns.items()
         }
-        self._pending: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._pending: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """The column (N, ...); treat it as read-only and use :meth:`fill` or :meth:`write`."""
@@ -88,11 +88,14 @@ class Ledger:
             )
         target.copy_(collectives.broadcast(values.detach().to("cpu", target.dtype)))
 
-    def write(self, sample_ids: Tensor, **values: Tensor) -> None:
+    def write(self, sample_ids: Tensor, *, order: int = 0, **values: Tensor) -> None:
         """Note rows that this rank worked out; they take effect at :meth:`synchronise`.
 
         Args:
             sample_ids: (B,) int64.
+            order: Number of the step that this belongs to, the same on all ranks. Of several rows
+                of one sample, that of the last step and of the last place in its global batch
+                stays, so a sample that is drawn twice is no matter of ranks.
             values: Column name -> (B, ...) tensor.
         """
         index = sample_ids.detach().cpu()
@@ -103,34 +106,37 @@ class Ledger:
                     f"column {name!r} takes {(len(index), *column.shape)}, got {tuple(value.shape)}"
                 )
             entry = value.detach().to("cpu", column.dtype)
-            self._pending.setdefault(name, []).append((index, entry))
+            steps = torch.full_like(index, order)
+            self._pending.setdefault(name, []).append((index, steps, entry))
 
     def synchronise(self, *, expected_ids: Tensor | None = None) -> None:
         """Exchange the rows written since the last call; afterwards all ranks agree.
 
         Args:
             expected_ids: Ids of which every column that was written must have received each exactly
-                once; None where a subset may be written.
+                once; None where some may be written not at all or several times.
 
         Raises:
-            LedgerError: An id arrived twice, or an expected one did not arrive; the same on each
-                rank.
+            LedgerError: An expected id did not arrive or arrived twice; the same on each rank.
         """
         names = sorted({name for names in collectives.gather_objects(list(self._pending))
                         for name in names})  # fmt: skip
         for name in names:
-            ids, values = self._collect(name)
-            _require_each_once(name, ids, expected_ids)
-            self._values[name][ids] = values
+            ids, steps, values = self._collect(name)
+            if expected_ids is not None:
+                _require_each_once(name, ids, expected_ids)
+            newest = _last_of_each(ids, steps)
+            self._values[name][ids[newest]] = values[newest]
         self._pending.clear()
 
-    def _collect(self, name: str) -> tuple[Tensor, Tensor]:
-        """All ranks' pending (ids, rows) of a column."""
-        column, pending = self.columns[name], self._pending.get(name, [])
-        ids = [torch.empty(0, dtype=torch.int64), *(index for index, _ in pending)]
-        empty = torch.empty((0, *column.shape), dtype=column.dtype)
-        rows = [empty, *(value for _, value in pending)]
-        return collectives.gather_rows(torch.cat(ids)), collectives.gather_rows(torch.cat(rows))
+    def _collect(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """All ranks' pending (ids, steps, rows) of a column, in rank order."""
+        column = self.columns[name]
+        nothing = torch.empty(0, dtype=torch.int64)
+        empty = nothing, nothing, torch.empty((0, *column.shape), dtype=column.dtype)
+        parts = zip(empty, *self._pending.get(name, []), strict=True)
+        ids, steps, rows = (collectives.gather_rows(torch.cat(part)) for part in parts)
+        return ids, steps, rows
 
     def digest(self) -> str:
         """SHA-256 over all columns: equal tables have equal digests."""
@@ -165,7 +171,17 @@ class Ledger:
             self._values[name].copy_(value)
 
 
-def _require_each_once(name: str, ids: Tensor, expected_ids: Tensor | None) -> None:
+def _last_of_each(ids: Tensor, steps: Tensor) -> Tensor:
+    """Places of each id's last row: by step, then by place, which is that in the global batch."""
+    by_step = steps.argsort(stable=True)
+    order = by_step[ids[by_step].argsort(stable=True)]
+    ranked = ids[order]
+    is_last = torch.ones_like(ranked, dtype=torch.bool)
+    is_last[:-1] = ranked[1:] != ranked[:-1]
+    return order[is_last]
+
+
+def _require_each_once(name: str, ids: Tensor, expected_ids: Tensor) -> None:
     """Check the ids that arrived for a column, over all ranks together."""
     arrived, counts = ids.unique(return_counts=True)
     if bool((counts > 1).any()):
@@ -174,7 +190,7 @@ def _require_each_once(name: str, ids: Tensor, expected_ids: Tensor | None) -> N
             f"column {name!r}: {len(twice)} sample_ids arrived more than once, "
             f"first {twice[:10].tolist()}"
         )
-    if expected_ids is not None and not torch.equal(arrived, expected_ids.unique()):
+    if not torch.equal(arrived, expected_ids.unique()):
         missing = expected_ids[~torch.isin(expected_ids, arrived)]
         surplus = arrived[~torch.isin(arrived, expected_ids)]
         raise LedgerError(

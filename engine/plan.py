@@ -1,8 +1,9 @@
 """The plan: which samples are in which batch, as a pure function of what the run is.
 
-The *global* batch is the unit. Its samples depend on the seed, the epoch, the training samples and
-the global batch size, and on nothing else: not on the number of processes, of workers, or on where
-a run was resumed. A rank takes its slice of each global batch, so going on at step k is
+The *global* batch is the unit. Its samples depend on the seed, the epoch, the training samples (and
+their given labels, where classes are balanced) and the global batch size, and on nothing else: not
+on the number of processes, of workers, or on where a run was resumed. A rank takes its slice of
+each global batch, so going on at step k is
 ``rank_slice(global_batches(...)[k:], ...)``: there is no sampler state to restore.
 """
 
@@ -11,7 +12,14 @@ from numpy.typing import NDArray
 
 from engine.config import ConfigError
 
-__all__ = ["global_batches", "num_steps", "per_rank_batch_size", "rank_slice", "whole_batches"]
+__all__ = [
+    "global_batches",
+    "num_steps",
+    "per_rank_batch_size",
+    "rank_slice",
+    "repeat_numbers",
+    "whole_batches",
+]
 
 IntArray = NDArray[np.int64]
 
@@ -55,7 +63,13 @@ def per_rank_batch_size(batch_size: int, num_ranks: int) -> int:
     return batch_size // num_ranks
 
 
-def global_batches(seed: int, epoch: int, sample_ids: IntArray, batch_size: int) -> IntArray:
+def global_batches(
+    seed: int,
+    epoch: int,
+    sample_ids: IntArray,
+    batch_size: int,
+    labels: IntArray | None = None,
+) -> IntArray:
     """The global batches of an epoch in the order in which they are trained on.
 
     Args:
@@ -63,14 +77,57 @@ def global_batches(seed: int, epoch: int, sample_ids: IntArray, batch_size: int)
         epoch: Epoch from 0; each has its own shuffle.
         sample_ids: (N,) int64, the training samples in ascending order.
         batch_size: Size of the global batch, the sum over ranks.
+        labels: (N,) int64 given label of each sample, to fill the same number of batches with equal
+            shares of the classes that occur; None = every sample is as likely as any other.
 
     Returns:
-        (steps, batch_size) int64 sample ids; each id at most once.
+        (steps, batch_size) int64 sample ids; each id at most once. With labels, the classes'
+        numbers of places in the epoch differ by at most 1, and so do the numbers of times that two
+        samples of one class come up; a batch of its own may be less even.
+
+    Raises:
+        ConfigError: There are fewer samples than one global batch.
     """
     steps = num_steps(len(sample_ids), batch_size)
     generator = np.random.default_rng(np.random.SeedSequence([seed, epoch, _SHUFFLE_STREAM]))
-    order = generator.permutation(len(sample_ids))
-    return sample_ids[order[: steps * batch_size]].reshape(steps, batch_size)
+    if labels is None:
+        order = generator.permutation(len(sample_ids))
+        chosen = sample_ids[order[: steps * batch_size]]
+    else:
+        chosen = _equal_shares(generator, sample_ids, labels, steps * batch_size)
+    return chosen.reshape(steps, batch_size)
+
+
+def _equal_shares(
+    generator: np.random.Generator, sample_ids: IntArray, labels: IntArray, num_places: int
+) -> IntArray:
+    """(num_places,) int64 sample ids in random order, as many of each class that occurs.
+
+    A class fills its places by successive shuffled passes over its samples, so none is repeated
+    before all have come up. Which classes get the places left over is drawn as well.
+    """
+    classes = np.unique(labels)
+    shares = np.full(len(classes), num_places // len(classes))
+    shares[generator.permutation(len(classes))[: num_places % len(classes)]] += 1
+    parts = []
+    for label, share in zip(classes, shares, strict=True):
+        members = sample_ids[labels == label]
+        passes = np.tile(members, (-(-share // len(members)), 1))
+        parts.append(generator.permuted(passes, axis=1).ravel()[:share])
+    return generator.permutation(np.concatenate(parts))
+
+
+def repeat_numbers(batches: IntArray) -> IntArray:
+    """How often the sample at each place of an epoch has come up before: like ``batches``, int64.
+
+    Batches ((5, 7), (5, 5)) give ((0, 0), (1, 2)).
+    """
+    ids = batches.ravel()
+    order = np.argsort(ids, kind="stable")
+    _, first, inverse = np.unique(ids[order], return_index=True, return_inverse=True)
+    numbers = np.empty_like(ids)
+    numbers[order] = np.arange(len(ids)) - first[inverse]
+    return numbers.reshape(batches.shape)
 
 
 def rank_slice(batches: IntArray, rank: int, num_ranks: int) -> IntArray:

@@ -19,7 +19,13 @@ from engine.checkpoint import Snapshot
 from engine.ledger import Column, Ledger
 from engine.metrics import classification_metrics, separation_metrics
 from engine.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from engine.plan import global_batches, num_steps, rank_slice, whole_batches
+from engine.plan import (
+    global_batches,
+    num_steps,
+    rank_slice,
+    repeat_numbers,
+    whole_batches,
+)
 from engine.terms import TermMeans, global_loss
 from methods.method import Batch, Method, View
 
@@ -47,9 +53,18 @@ class ViewMaker(Protocol):
     """Makes one view of each image of a batch."""
 
     def __call__(
-        self, images: Tensor, sample_ids: Tensor, epoch: int, view: int, kind: Any
+        self,
+        images: Tensor,
+        sample_ids: Tensor,
+        epoch: int,
+        view: int,
+        kind: Any,
+        repeats: IntArray | None = None,
     ) -> Tensor:
-        """(B, 3, S, S) uint8 on the device and (B,) int64 on the CPU -> (B, 3, S, S) float32."""
+        """(B, 3, S, S) uint8 on the device and (B,) int64 on the CPU -> (B, 3, S, S) float32.
+
+        ``repeats`` (B,) says how often each sample has come up in the epoch before.
+        """
         ...
 
 
@@ -67,6 +82,7 @@ class Task:
         seed: Seed of the run.
         num_epochs: Epochs of the whole run.
         num_classes: C.
+        class_balanced: Whether each given class fills the same share of an epoch's batches.
     """
 
     labels: Tensor
@@ -78,6 +94,7 @@ class Task:
     seed: int
     num_epochs: int
     num_classes: int
+    class_balanced: bool = False
 
 
 class Trainer:
@@ -117,7 +134,7 @@ class Trainer:
         ::
 
             for each epoch not yet done:
-                survey all training samples and separate them   where the method asks for it
+                survey all training samples; separate them      where the method asks for it
                 for each global batch of the plan:              the same on any number of ranks
                     terms = method(views of this rank's slice)
                     loss = local sums / global counts; backward; clip; step; averages
@@ -130,6 +147,8 @@ class Trainer:
             epoch, start = self.epochs_done, time.perf_counter()
             metrics: dict[str, Any] = {}
             if self.method.needs_survey(epoch):
+                self.survey(epoch)
+            if self.method.separates(epoch):
                 metrics |= self.separate(epoch)
             metrics |= self.train_epoch(epoch)
             self.ledger.synchronise()
@@ -142,17 +161,26 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Take the steps of an epoch; returns the means of the terms."""
-        batches = global_batches(self.task.seed, epoch, self.task.train_ids, self.optim.batch_size)
-        mine = rank_slice(batches, collectives.rank(), collectives.num_ranks())
+        batches = self._global_batches(epoch)
+        mine, repeats = (
+            rank_slice(values, collectives.rank(), collectives.num_ranks())
+            for values in (batches, repeat_numbers(batches))
+        )
         means, views = TermMeans(), self.method.views(epoch)
         self.wrapped.train()
         loaded = self._progress(self.task.loader(mine), len(mine), f"epoch {epoch} train")
-        for step, (sample_ids, images) in enumerate(loaded, start=epoch * self.steps_per_epoch):
-            means.add(self._step(sample_ids, images, views, epoch, step))
+        for number, (sample_ids, images) in enumerate(loaded):
+            images = images.to(self.accelerator.device, non_blocking=True)
+            made = {
+                name: self._view(images, sample_ids, epoch, view, repeats[number])
+                for name, view in views.items()
+            }
+            step = epoch * self.steps_per_epoch + number
+            means.add(self._step(sample_ids, made, epoch, step))
         return {f"train/{name}": value for name, value in means.reduce().items()}
 
     def _step(
-        self, sample_ids: Tensor, images: Tensor, views: Mapping[str, View], epoch: int, step: int
+        self, sample_ids: Tensor, views: Mapping[str, Tensor], epoch: int, step: int
     ) -> dict[str, Tensor]:
         """One optimiser step on a global batch, of which this rank holds a slice."""
         task, device = self.task, self.accelerator.device
@@ -160,10 +188,9 @@ class Trainer:
         torch.manual_seed(hash((task.seed, step, collectives.rank())) & (2**63 - 1))
         rate = learning_rate(self.optim, step, task.num_epochs * self.steps_per_epoch)
         set_learning_rate(self.optimizer, rate)
-        images = images.to(device, non_blocking=True)
-        made = {name: self._view(images, sample_ids, epoch, view) for name, view in views.items()}
         rows = self.ledger.rows(sample_ids, device)
-        terms = self.wrapped(Batch(sample_ids.to(device), made, rows, epoch, step))
+        batch = Batch(sample_ids.to(device), views, rows, epoch, step)
+        terms = self.wrapped(batch)
         loss, shares = global_loss(terms, sample_ids)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
@@ -171,17 +198,26 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.method.parameters(), self.optim.clip_norm)
         self.optimizer.step()
         self.method.after_step()
+        self.ledger.write(sample_ids, order=step, **batch.updates)
         return shares
+
+    def _global_batches(self, epoch: int) -> IntArray:
+        ids = self.task.train_ids
+        labels = self.task.labels[ids].numpy() if self.task.class_balanced else None
+        return global_batches(self.task.seed, epoch, ids, self.optim.batch_size, labels)
 
     # -- statistics over all samples -------------------------------------------------------------
 
-    def separate(self, epoch: int) -> dict[str, float]:
-        """Predict all training samples, exchange the rows, let the method separate them."""
+    def survey(self, epoch: int) -> None:
+        """Predict all training samples and exchange what the method notes of them."""
         for sample_ids, probabilities in self._predict(
             self.task.train_ids, f"epoch {epoch} survey"
         ):
             self.method.observe(self.ledger, sample_ids, probabilities)
         self.ledger.synchronise(expected_ids=torch.from_numpy(self.task.train_ids))
+
+    def separate(self, epoch: int) -> dict[str, float]:
+        """Let the method separate the training samples; metrics where the truth is known."""
         self.method.separate(self.ledger, epoch)
         if self.task.true_groups is None or "group" not in self.ledger.columns:
             return {}
@@ -225,9 +261,16 @@ class Trainer:
             images = images.to(self.accelerator.device, non_blocking=True)
             yield sample_ids, self.method(self._view(images, sample_ids, 0, View("plain")))
 
-    def _view(self, images: Tensor, sample_ids: Tensor, epoch: int, view: View) -> Tensor:
+    def _view(
+        self,
+        images: Tensor,
+        sample_ids: Tensor,
+        epoch: int,
+        view: View,
+        repeats: IntArray | None = None,
+    ) -> Tensor:
         """One view of a batch (B, 3, S, S) float32, channels last."""
-        made = self.task.views(images, sample_ids, epoch, view.number, view.kind)
+        made = self.task.views(images, sample_ids, epoch, view.number, view.kind, repeats)
         return made.contiguous(memory_format=torch.channels_last)
 
     def _progress(

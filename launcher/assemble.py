@@ -16,7 +16,7 @@ from engine.trainer import Task
 from launcher.settings import Config
 from methods import METHODS
 from methods.method import Method, Problem
-from methods.networks import Network, build_network
+from methods.networks import Network, Projector, build_network
 
 __all__ = ["NoisyData", "build_method", "build_task", "load_noisy_data"]
 
@@ -103,6 +103,7 @@ def build_task(config: Config, data: NoisyData, *, pin_memory: bool) -> Task:
         seed=config.run.seed,
         num_epochs=config.run.epochs,
         num_classes=manifest.num_classes,
+        class_balanced=config.data.sampler == "class_balanced",
     )
 
 
@@ -110,10 +111,10 @@ def build_method(config: Config, data: NoisyData) -> Method:
     """The method with its networks, before it is wrapped."""
     manifest = data.source.manifest
 
-    def build(index: int, projector_dim: int) -> Network:
+    def build(index: int, projector: Projector | None) -> Network:
         return build_network(
             config.model, manifest.num_classes,
-            seed=config.run.seed, index=index, projector_dim=projector_dim,
+            seed=config.run.seed, index=index, projector=projector,
         )  # fmt: skip
 
     problem = Problem(
@@ -123,5 +124,6 @@ def build_method(config: Config, data: NoisyData) -> Method:
         num_epochs=config.run.epochs,
         seed=config.run.seed,
         build_network=build,
+        class_balanced=config.data.sampler == "class_balanced",
     )
     return METHODS[config.method.name](config.method, problem)

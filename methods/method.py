@@ -8,15 +8,16 @@ and one optimiser takes one step after one backward pass. What the engine calls,
         if method.needs_survey(epoch):
             for each batch of all training samples, un-augmented, in eval mode:
                 method.observe(ledger, sample_ids, method(images))
+        if method.separates(epoch):
             method.separate(ledger, epoch)   every rank holds the whole table here
         for each global batch:
-            method(Batch(...)) -> named terms, in training mode
+            method(Batch(...)) -> named terms, in training mode; rows for the ledger
             method.after_step()              after the optimiser's step
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from engine.ledger import Column, Ledger
-from methods.networks import Network
+from methods.networks import Network, Projector
 
 __all__ = ["Batch", "Method", "MethodError", "Problem", "Term", "View", "ViewKind"]
 
@@ -70,6 +71,9 @@ class Batch:
         rows: Ledger column -> (B, ...), the rows of these samples.
         epoch: Epoch from 0.
         step: Global step from 0, the same on all ranks.
+        updates: Ledger column -> (B, ...): what the step finds out about its samples. A method
+            fills it in; the engine writes it to the ledger, where it takes effect at the end of the
+            epoch.
     """
 
     sample_ids: Tensor
@@ -77,6 +81,7 @@ class Batch:
     rows: Mapping[str, Tensor]
     epoch: int
     step: int
+    updates: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Problem:
         num_epochs: Epochs of the whole run.
         seed: Seed of the run.
         build_network: Makes network number k of the run, with its own initial weights; takes k and
-            the dimension of the projector (0 = none).
+            the sizes of a contrastive method's heads (None = no heads).
+        class_balanced: Whether each class fills the same share of an epoch's batches.
     """
 
     num_classes: int
@@ -98,11 +104,14 @@ class Problem:
     train_ids: Tensor
     num_epochs: int
     seed: int
-    build_network: Callable[[int, int], Network]
+    build_network: Callable[[int, Projector | None], Network]
+    class_balanced: bool = False
 
     def class_frequencies(self) -> Tensor:
-        """Share of each class among the given training labels: (C,) float32, sums to 1."""
+        """Share of each given class among what is trained on: (C,) float32, sums to 1."""
         counts = torch.bincount(self.labels[self.train_ids], minlength=self.num_classes)
+        if self.class_balanced:
+            counts = counts.clamp_max(1)
         return counts.float() / counts.sum()
 
 
@@ -151,6 +160,10 @@ class Method(nn.Module, ABC):
         """Whether all training samples are to be predicted before this epoch."""
         return False
 
+    def separates(self, epoch: int) -> bool:
+        """Whether :meth:`separate` is to be called before this epoch: after each survey."""
+        return self.needs_survey(epoch)
+
     def observe(self, ledger: Ledger, sample_ids: Tensor, probabilities: Tensor) -> None:
         """Write what a survey's batch tells into the ledger.
 
@@ -161,7 +174,7 @@ class Method(nn.Module, ABC):
         """
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
-        """Decide from the whole table, after a survey, how each sample is treated this epoch."""
+        """Decide from the whole table how each sample is treated this epoch."""
 
     def after_step(self) -> None:
         """Whatever follows each optimiser step, such as moving averages."""

@@ -21,12 +21,14 @@ __all__ = [
     "Network",
     "NetworkOutput",
     "NormKind",
+    "Projector",
     "SmallResNet",
     "build_network",
     "convert_norm",
 ]
 
 NormKind = Literal["batch", "sync", "group", "frozen"]
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -51,9 +53,6 @@ class ModelConfig(BaseModel):
     width: int = Field(16, ge=4, description="Channels of small_resnet's first stage.")
     blocks: int = Field(1, ge=1, description="Residual blocks in each stage of small_resnet.")
     groups: int = Field(8, ge=1, description="Most groups of a GroupNorm layer.")
-    projector_hidden: int = Field(
-        128, ge=1, description="Hidden width of a contrastive method's projector."
-    )
 
     @field_validator("backbone")
     @classmethod
@@ -71,23 +70,47 @@ class NetworkOutput(NamedTuple):
     features: Tensor
 
 
+class Projector(NamedTuple):
+    """What a contrastive method puts behind the encoder: two-layer MLPs.
+
+    Attributes:
+        hidden: Hidden width of the projector, features F -> hidden -> dim.
+        dim: Dimension D of the embedding.
+        norm: Whether a normalisation layer follows the hidden layer; ``model.norm`` says which.
+        predictor_hidden: Hidden width of a predictor D -> hidden -> D behind it, with the same
+            layers; 0 = none.
+    """
+
+    hidden: int
+    dim: int
+    norm: bool = False
+    predictor_hidden: int = 0
+
+
 class Network(nn.Module):
-    """Encoder, linear classifier and, for contrastive methods, a projector.
+    """Encoder, linear classifier and, for contrastive methods, a projector and a predictor.
 
     Args:
         encoder: (B, 3, S, S) -> (B, F) features.
         num_features: F.
         num_classes: C.
         projector: (F -> D) MLP, or None.
+        predictor: (D -> D) MLP, or None.
     """
 
     def __init__(
-        self, encoder: nn.Module, num_features: int, num_classes: int, projector: nn.Module | None
+        self,
+        encoder: nn.Module,
+        num_features: int,
+        num_classes: int,
+        projector: nn.Module | None = None,
+        predictor: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.classifier = nn.Linear(num_features, num_classes)
         self.projector = projector
+        self.predictor = predictor
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Logits and features of (B, 3, S, S) float images."""
@@ -99,6 +122,12 @@ class Network(nn.Module):
         if self.projector is None:
             raise RuntimeError("this network was built without a projector")
         return F.normalize(self.projector(features).float(), dim=-1)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """L2-normalised prediction (B, D) float32 of another view's embedding."""
+        if self.projector is None or self.predictor is None:
+            raise RuntimeError("this network was built without a predictor")
+        return F.normalize(self.predictor(self.projector(features)).float(), dim=-1)
 
 
 class _Residual(nn.Module):
@@ -153,7 +182,12 @@ class SmallResNet(nn.Sequential):
 
 
 def build_network(
-    config: ModelConfig, num_classes: int, *, seed: int, index: int, projector_dim: int = 0
+    config: ModelConfig,
+    num_classes: int,
+    *,
+    seed: int,
+    index: int,
+    projector: Projector | None = None,
 ) -> Network:
     """A network with its own initial weights.
 
@@ -162,7 +196,7 @@ def build_network(
         num_classes: C.
         seed: Seed of the run.
         index: Which network of the method; each has other initial weights.
-        projector_dim: Dimension of the projector's output; 0 for none.
+        projector: Heads of a contrastive method; None for none.
 
     Raises:
         ModelError: Weights that do not fit, or an unknown timm name; the message names the
@@ -173,16 +207,25 @@ def build_network(
         encoder, num_features = _build_encoder(config.backbone, config.width, config.blocks)
         if config.weights is not None:
             load_weights(encoder, config.weights)
-        projector = None
-        if projector_dim:
-            projector = nn.Sequential(
-                nn.Linear(num_features, config.projector_hidden),
-                nn.ReLU(),
-                nn.Linear(config.projector_hidden, projector_dim),
-            )
-        network = Network(encoder, num_features, num_classes, projector)
+        heads = () if projector is None else _build_heads(num_features, projector)
+        network = Network(encoder, num_features, num_classes, *heads)
     convert_norm(network, config.norm, config.groups)
     return network
+
+
+def _build_heads(num_features: int, sizes: Projector) -> list[nn.Module]:
+    """Projector and, where there is one, predictor."""
+
+    def mlp(num_in: int, hidden: int) -> nn.Sequential:
+        norm: list[nn.Module] = [nn.BatchNorm1d(hidden)] if sizes.norm else []
+        return nn.Sequential(
+            nn.Linear(num_in, hidden), *norm, nn.ReLU(), nn.Linear(hidden, sizes.dim)
+        )
+
+    heads: list[nn.Module] = [mlp(num_features, sizes.hidden)]
+    if sizes.predictor_hidden:
+        heads.append(mlp(sizes.dim, sizes.predictor_hidden))
+    return heads
 
 
 def _initial_seed(seed: int, index: int) -> int:
@@ -219,9 +262,10 @@ def _build_timm(name: str) -> tuple[nn.Module, int]:
 
 
 def convert_norm(module: nn.Module, kind: NormKind, groups: int) -> None:
-    """Replace every BatchNorm2d inside a module, in place, keeping its weights and statistics.
+    """Replace every BatchNorm inside a module, in place, keeping its weights and statistics.
 
-    Works on any backbone, so that the choice does not depend on its constructor.
+    Works on any backbone, so that the choice does not depend on its constructor. With ``frozen``
+    the one-dimensional ones of a projector become GroupNorm: they have no statistics to freeze.
 
     Args:
         module: Module to change.
@@ -229,19 +273,19 @@ def convert_norm(module: nn.Module, kind: NormKind, groups: int) -> None:
         groups: Most groups of a GroupNorm; the largest divisor of the channels up to it is taken.
 
     Raises:
-        ModelError: A layer is more than a BatchNorm2d; some of timm's hold an activation, which
+        ModelError: A layer is more than a BatchNorm; some of timm's hold an activation, which
             would be lost.
     """
     if kind == "batch":
         return
-    make: Callable[[nn.BatchNorm2d], nn.Module] = {
+    make: Callable[[_BatchNorm], nn.Module] = {
         "sync": nn.SyncBatchNorm.convert_sync_batchnorm,
         "group": lambda norm: _group_norm(norm, groups),
-        "frozen": _frozen_norm,
+        "frozen": lambda norm: _frozen_norm(norm, groups),
     }[kind]
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            if type(child) is not nn.BatchNorm2d:
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
                 raise ModelError(
                     f"model.norm: {kind} cannot replace this backbone's {type(child).__name__}, "
                     "which does more than normalise; use batch or another backbone"
@@ -251,7 +295,7 @@ def convert_norm(module: nn.Module, kind: NormKind, groups: int) -> None:
             convert_norm(child, kind, groups)
 
 
-def _group_norm(norm: nn.BatchNorm2d, groups: int) -> nn.GroupNorm:
+def _group_norm(norm: _BatchNorm, groups: int) -> nn.GroupNorm:
     channels = norm.num_features
     divisor = max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0)
     group_norm = nn.GroupNorm(divisor, channels, eps=norm.eps)
@@ -259,7 +303,9 @@ def _group_norm(norm: nn.BatchNorm2d, groups: int) -> nn.GroupNorm:
     return group_norm
 
 
-def _frozen_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+def _frozen_norm(norm: _BatchNorm, groups: int) -> nn.Module:
+    if isinstance(norm, nn.BatchNorm1d):
+        return _group_norm(norm, groups)
     frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
     state = norm.state_dict()
     state.pop("num_batches_tracked")
@@ -277,7 +323,7 @@ class MomentumCopy(nn.Module):
         decay: Share of the old average kept at each update, in [0, 1); 0 follows exactly.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: "Network", decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.copy = copy.deepcopy(network).requires_grad_(False).eval()
@@ -300,3 +346,9 @@ class MomentumCopy(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Class probabilities (B, C) float32 of the averaged network."""
         return F.softmax(self.copy(images).logits.float(), dim=-1)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """L2-normalised embedding (B, D) float32 by the averaged encoder and projector."""
+        embedding: Tensor = self.copy.project(self.copy(images).features)
+        return embedding

@@ -35,7 +35,16 @@ def test_an_id_that_arrives_twice_is_refused():
     ledger.write(torch.tensor([1, 2]), group=torch.tensor([0, 0]))
     ledger.write(torch.tensor([2]), group=torch.tensor([1]))
     with pytest.raises(LedgerError, match=r"'group': 1 sample_ids arrived more than once.*\[2\]"):
-        ledger.synchronise()
+        ledger.synchronise(expected_ids=torch.tensor([1, 2]))
+
+
+def test_of_several_rows_of_a_sample_the_last_steps_stays():
+    """By the step's number, not by the order of writing; then by the place in the batch."""
+    ledger = make()
+    ledger.write(torch.tensor([1, 2, 2]), order=7, group=torch.tensor([1, 3, 4]))
+    ledger.write(torch.tensor([1, 2, 3]), order=3, group=torch.tensor([5, 6, 7]))
+    ledger.synchronise()
+    assert ledger["group"].tolist() == [0, 1, 4, 7, 0, 0]
 
 
 def test_missing_and_unexpected_ids_are_named():

@@ -96,6 +96,12 @@ def test_a_task_evaluates_only_the_splits_there_are():
     assert len(task.train_ids) == 128
 
 
+@pytest.mark.parametrize(("sampler", "balanced"), [("shuffled", False), ("class_balanced", True)])
+def test_the_sampler_says_whether_classes_are_balanced(sampler, balanced):
+    config = make_config("cross_entropy", data={"sampler": sampler})
+    assert build_task(config, noisy_data(config), pin_memory=False).class_balanced is balanced
+
+
 def test_networks_of_a_method_start_apart():
     config = make_config("qmix")
     first, second = build_method(config, noisy_data(config)).networks
