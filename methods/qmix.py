@@ -8,9 +8,9 @@ Mixed noise is wrong labels on good images (Mis-H) together with images too poor
 samples of each class are divided by (loss, uncertainty) into Correct, Mis-H and Mis-L; the division
 made with A trains B and the other way round.
 
-Equation map: ``refine_targets`` co-refinement, co-guessing and pseudo-labelling; ``losses`` the
-three supervised terms, contrastive enhancement and the prior regulariser; ``omega`` the weight of
-the sample-reweighing loss; ``methods.separation.separate_quality`` the mixture.
+Equation map: ``mixmatch.refine_targets`` co-refinement, co-guessing and pseudo-labelling;
+``losses`` the three supervised terms, contrastive enhancement and the prior regulariser; ``omega``
+the weight of the sample-reweighing loss; ``methods.separation.separate_quality`` the mixture.
 
 Guards beyond the paper, each a setting whose default was chosen by measurement: ``ema_decay``,
 ``statistics_momentum``, ``relative_uncertainty``, ``pooling``, ``refine_with``, ``sharpen_mis_l``,
@@ -23,25 +23,23 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import collectives
 from engine.ledger import Column, Ledger
 from methods.losses import (
     entropy,
-    prior_divergence,
-    sharpen,
     soft_cross_entropy,
     squared_error,
     supervised_contrastive,
 )
-from methods.method import Batch, Method, Problem, Term, View
-from methods.networks import MomentumCopy, Network
+from methods.method import Batch, Problem, Term, View
+from methods.mixmatch import refine_targets
+from methods.networks import Network, Projector
+from methods.pair import NUM_NETWORKS, Pair, prior_term
 from methods.separation import CORRECT, MIS_H, MIS_L, SeparationConfig, separate_quality
 
-__all__ = ["QMix", "QMixConfig", "omega", "refine_targets", "relative_to_class"]
-
-NUM_NETWORKS = 2
+__all__ = ["QMix", "QMixConfig", "omega", "relative_to_class"]
 
 
 class QMixConfig(BaseModel):
@@ -59,6 +57,7 @@ class QMixConfig(BaseModel):
     )
     lambda_contrastive: float = Field(0.05, ge=0, description="Weight of the contrastive term.")
     contrastive_temperature: float = Field(0.07, gt=0, description="Its temperature.")
+    projector_hidden: int = Field(128, ge=1, description="Hidden width of the projector.")
     projector_dim: int = Field(128, ge=2, description="Dimension of the contrastive embedding.")
     lambda_prior: float = Field(
         1.0, ge=0,
@@ -89,20 +88,15 @@ class QMixConfig(BaseModel):
     )
 
 
-class QMix(Method):
+class QMix(Pair):
     """Two networks with projectors, and a moving average of each."""
 
     Config = QMixConfig
     config: QMixConfig
 
     def __init__(self, config: QMixConfig, problem: Problem) -> None:
-        super().__init__(config, problem)
-        self.networks = nn.ModuleList(
-            problem.build_network(index, config.projector_dim) for index in range(NUM_NETWORKS)
-        )
-        self.averages = nn.ModuleList(
-            MomentumCopy(network, config.ema_decay) for network in self.networks
-        )
+        projector = Projector(config.projector_hidden, config.projector_dim)
+        super().__init__(config, problem, ema_decay=config.ema_decay, projector=projector)
         self.register_buffer("prior", problem.class_frequencies(), persistent=False)
 
     def views(self, epoch: int) -> Mapping[str, View]:
@@ -120,10 +114,6 @@ class QMix(Method):
             "without": NUM_NETWORKS * self.config.num_weak_views * separated,
             "survey": NUM_NETWORKS * separated,
         }
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(2, B, C) class probabilities of the averaged networks."""
-        return torch.stack([average(images) for average in self.averages])
 
     # -- separation ------------------------------------------------------------------------------
 
@@ -153,7 +143,7 @@ class QMix(Method):
         for name, value in new.items():
             old = rows[name]
             new[name] = torch.where(old.isnan(), value, keep * old + (1 - keep) * value)
-        ledger.write(sample_ids, **new, predicted=probabilities.argmax(2).T)
+        ledger.write(sample_ids, order=0, **new, predicted=probabilities.argmax(2).T)
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide the training samples of each class into the three groups, for each network."""
@@ -178,10 +168,10 @@ class QMix(Method):
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Cross-entropy of both networks in warm-up, then the five terms of each."""
         warm_up = batch.epoch < self.config.warmup_epochs
-        labelled = None if warm_up else self._label(batch)
+        weak = [images for name, images in batch.views.items() if name.startswith("weak")]
+        labelled = None if warm_up else self.label(weak)
         terms: dict[str, Term] = {}
-        for index, network in enumerate(self.networks):
-            assert isinstance(network, Network)
+        for index, network in self.pairs():
             output = network(batch.views["strong"])
             if labelled is None:
                 parts = self._warm_up_terms(network, output.logits, batch.rows["label"])
@@ -193,28 +183,16 @@ class QMix(Method):
                 targets = self._targets(labelled, index, rows)
                 parts = self._supervised_terms(output.logits, targets, rows["group"], batch.epoch)
                 parts["contrastive"] = self._contrastive_term(embedding, rows)
-                parts["prior"] = self._prior_term(output.logits)
-            terms |= {f"{name}_{'ab'[index]}": term for name, term in parts.items()}
+                prior, weight = self.get_buffer("prior"), self.config.lambda_prior
+                parts["prior"] = prior_term(output.logits, prior, weight)
+            terms |= self.named(index, parts)
         return terms
-
-    def after_step(self) -> None:
-        """Move the averages."""
-        for average, network in zip(self.averages, self.networks, strict=True):
-            assert isinstance(average, MomentumCopy)
-            average.update(network)
 
     def _warm_up_terms(self, network: Network, logits: Tensor, labels: Tensor) -> dict[str, Term]:
         assert network.projector is not None
         losses = F.cross_entropy(logits.float(), labels, reduction="sum")
         idle = self.untouched(network.projector)
         return {"warm_up": Term(losses + idle, losses.new_tensor(len(labels)))}
-
-    def _label(self, batch: Batch) -> Tensor:
-        """Mean prediction of each averaged network over the weak views: (2, B, C) float32."""
-        num_views = self.config.num_weak_views
-        images = torch.cat([batch.views[f"weak{m}"] for m in range(num_views)])
-        predictions = [average(images) for average in self.averages]
-        return torch.stack([p.unflatten(0, (num_views, -1)).mean(0) for p in predictions])
 
     def _targets(self, labelled: Tensor, index: int, rows: Mapping[str, Tensor]) -> Tensor:
         """Refined labels (B, C) that network ``index`` is trained towards."""
@@ -260,14 +238,6 @@ class QMix(Method):
         )  # fmt: skip
         return Term(total, count, self.config.lambda_contrastive)
 
-    def _prior_term(self, logits: Tensor) -> Term:
-        """Divergence of the mean prediction over the global batch from the class frequencies."""
-        summed = collectives.all_reduce_sum_with_grad(F.softmax(logits.float(), dim=-1).sum(0))
-        mean = summed / (len(logits) * collectives.num_ranks())
-        divergence = prior_divergence(self.get_buffer("prior"), mean)
-        # Equal on every rank: the mean over ranks, a count of one each, is the value itself.
-        return Term(divergence, torch.ones_like(divergence), self.config.lambda_prior)
-
 
 def relative_to_class(uncertainty: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
     """Uncertainty less the mean uncertainty of the samples that are predicted alike.
@@ -294,37 +264,3 @@ def relative_to_class(uncertainty: Tensor, predicted: Tensor, num_classes: int) 
 def omega(epoch: int, warmup_epochs: int, num_epochs: int, start: float) -> float:
     """Omega(t), the weight of the Mis-L term: linear from ``start`` at T_w to 0 at T."""
     return start * (num_epochs - epoch) / max(num_epochs - warmup_epochs, 1)
-
-
-def refine_targets(
-    given: Tensor, partner: Tensor, both: Tensor, correct: Tensor, groups: Tensor,
-    *, temperature: float, sharpen_mis_l: bool,
-) -> Tensor:  # fmt: skip
-    """Targets of a batch by group.
-
-    Correct, co-refinement: ``sharpen(w y + (1 - w) partner)``; Mis-H, co-guessing:
-    ``sharpen(both)``; Mis-L, pseudo-labelling: ``partner``, sharpened on demand.
-
-    Hand example: given (1, 0), partner = both = (0.4, 0.6), w = 0.5, T = 0.5. As Correct the mix is
-    (0.7, 0.3), sharpened (0.49, 0.09) / 0.58 = (0.845, 0.155); as Mis-H (0.16, 0.36) / 0.52 =
-    (0.308, 0.692); as Mis-L (0.4, 0.6).
-
-    Args:
-        given: (B, C) float, one-hot given labels y.
-        partner: (B, C) float, prediction that refines labels.
-        both: (B, C) float, mean prediction of both networks.
-        correct: (B,) float in [0, 1], posterior w of Correct.
-        groups: (B,) uint8.
-        temperature: T of sharpening.
-        sharpen_mis_l: Whether to sharpen the third kind.
-
-    Returns:
-        (B, C) float32, rows sum to 1, without gradient.
-    """
-    share = correct.unsqueeze(1)
-    refined = sharpen(share * given + (1 - share) * partner, temperature)
-    guessed = sharpen(both, temperature)
-    pseudo = sharpen(partner, temperature) if sharpen_mis_l else partner
-    group = groups.unsqueeze(1)
-    targets = torch.where(group == CORRECT, refined, torch.where(group == MIS_H, guessed, pseudo))
-    return targets.detach()

@@ -19,13 +19,17 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def build_network(index, projector_dim):
+def build_network(index, projector):
     """A network without batch statistics, so that a pass can be repeated by a test."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(index)
         encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Tanh())
-        projector = nn.Linear(5, projector_dim) if projector_dim else None
-        return Network(encoder, 5, NUM_CLASSES, projector)
+        if projector is None:
+            return Network(encoder, 5, NUM_CLASSES)
+        heads = [nn.Linear(5, projector.dim)]
+        if projector.predictor_hidden:
+            heads.append(nn.Linear(projector.dim, projector.dim))
+        return Network(encoder, 5, NUM_CLASSES, *heads)
 
 
 def build_method(name, **settings):

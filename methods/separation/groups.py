@@ -158,18 +158,26 @@ def separate_quality(
 
 
 def separate_loss(
-    losses: Tensor, *, sample_ids: Tensor | None = None, config: MixtureConfig | None = None
+    losses: Tensor,
+    *,
+    labels: Tensor | None = None,
+    num_classes: int = 1,
+    sample_ids: Tensor | None = None,
+    config: MixtureConfig | None = None,
 ) -> Tensor:
     """Probability that each sample's label is clean, from its loss alone (DivideMix).
 
-    Per network, two Gaussians are fitted to the scaled losses of all samples, started at their 20 %
-    and 90 % quantiles; the result is the posterior of the one with the lower mean. Where
-    the two means coincide (constant losses, a single sample) every label counts as clean.
-    The default settings are those of DivideMix's published program, which starts from random
-    k-means; running EM on to convergence finds wrong labels less well.
+    Per network, two Gaussians are fitted to the scaled losses, started at their 20 % and 90 %
+    quantiles; the result is the posterior of the one with the lower mean. Where the two means
+    coincide (constant losses, a single sample) every label counts as clean. The default settings
+    are those of DivideMix's published program, which starts from random k-means; running EM on to
+    convergence finds wrong labels less well.
 
     Args:
         losses: (M, N) any float type, cross-entropy against the given label.
+        labels: (N,) int64 in 0..C-1, to fit a mixture to each class of at least 30 samples; smaller
+            ones take that of all samples. None = one mixture of all samples, as published.
+        num_classes: C; of use with labels.
         sample_ids: (N,) int64, for error messages; 0..N-1 if None.
         config: EM settings; 10 iterations, tolerance 1e-2 and regulariser 5e-4 if None.
 
@@ -177,21 +185,37 @@ def separate_loss(
         (M, N) float64 in [0, 1] on the CPU; 1 = surely clean.
 
     Raises:
-        ValueError: no samples.
+        ValueError: no samples, or a label out of range.
         SeparationError: a loss is not finite; the message names network and sample_ids.
     """
     _check_finite("loss", losses, sample_ids)
-    features = scale_to_unit(losses).unsqueeze(-1)
-    segments = torch.zeros(losses.shape[1], dtype=torch.int64)
-    low, _, high = segment_quantiles(features[..., 0], segments, 1, _PROTOTYPE_QUANTILES).unbind(-1)
+    scaled, config = scale_to_unit(losses), config or _DIVIDEMIX
+    everywhere = torch.zeros(losses.shape[1], dtype=torch.int64)
+    pooled = _clean_probability(scaled, everywhere, 1, config)
+    if labels is None:
+        return pooled
+    labels = _checked_labels(labels, losses.shape[1], num_classes)
+    own = _clean_probability(scaled, labels, num_classes, config)
+    is_large = torch.bincount(labels, minlength=num_classes) >= SeparationConfig().min_samples
+    return torch.where(is_large[labels], own, pooled)
+
+
+def _clean_probability(
+    scaled: Tensor, segments: Tensor, num_segments: int, config: MixtureConfig
+) -> Tensor:
+    """(M, N) posterior of the lower of two components, fitted to each segment of (M, N) losses."""
+    features = scaled.unsqueeze(-1)
+    low, _, high = segment_quantiles(scaled, segments, num_segments, _PROTOTYPE_QUANTILES).unbind(
+        -1
+    )
     start = torch.stack([low, high], dim=-1).unsqueeze(-1)
-    mixture = fit_mixture(features, segments, start, config or _DIVIDEMIX)
-    means = mixture.means[:, 0, :, 0]
+    mixture = fit_mixture(features, segments, start, config)
+    means = mixture.means[..., 0]
     posteriors = mixture_posteriors(mixture, features, segments)
-    chosen = means.argmin(dim=1).view(-1, 1, 1).expand(*losses.shape, 1)
+    chosen = means.argmin(dim=2)[:, segments].unsqueeze(-1)
     clean_probability = posteriors.gather(2, chosen).squeeze(2)
-    separable = (means[:, 0] - means[:, 1]).abs() > _MIN_GAP
-    return torch.where(separable.unsqueeze(1), clean_probability, 1.0)
+    separable = (means[..., 0] - means[..., 1]).abs() > _MIN_GAP
+    return torch.where(separable[:, segments], clean_probability, 1.0)
 
 
 def quality_prototypes(features: Tensor, segments: Tensor, num_segments: int) -> Tensor:

@@ -44,8 +44,11 @@ def run_epochs(trainer):
     """Take the epochs one by one; yields after each."""
     for epoch in range(NUM_EPOCHS):
         if trainer.method.needs_survey(epoch):
+            trainer.survey(epoch)
+        if trainer.method.separates(epoch):
             trainer.separate(epoch)
         trainer.train_epoch(epoch)
+        trainer.ledger.synchronise()
         yield epoch
 
 
@@ -181,6 +184,28 @@ def test_steps_ask_for_no_more_passes_than_they_announce(trainer, method):
         passes.update(dict.fromkeys(passes, 0))
 
 
+# With gradient and without, of each image that is trained on, and in the survey of all images: in the
+# first epoch and in the last. Of N images the README's formulas are N times these.
+PASSES = {
+    "cross_entropy": [(1, 0, 0), (1, 0, 0)],
+    "gce": [(1, 0, 0), (1, 0, 0)],
+    "coteaching": [(2, 0, 0), (2, 0, 0)],
+    "elr": [(1, 0, 0), (1, 0, 0)],
+    "elr_plus": [(2, 2, 0), (2, 2, 0)],
+    "dividemix": [(2, 0, 0), (4, 4, 2)],
+    "sscl": [(3, 2, 0), (3, 2, 0)],
+    "qmix": [(2, 0, 0), (2, 4, 2)],
+}
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_passes_are_those_of_the_readme(trainer, method):
+    """What steps do is counted by the test above."""
+    announced = [trainer.method.forwards_per_image(epoch) for epoch in (0, NUM_EPOCHS - 1)]
+    names = ("with_gradient", "without", "survey")
+    assert [tuple(passes[name] for name in names) for passes in announced] == PASSES[method]
+
+
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 def test_terms_are_the_same_in_all_batches_of_an_epoch(trainer, method):
     """Ranks reduce them by place, and the record has one line of names a phase."""
@@ -239,7 +264,8 @@ class Colours:
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 def test_easy_images_are_learned_in_spite_of_wrong_labels(fresh_processes, method):
-    long_enough = {"warmup_epochs": 8} if (method, "warmup_epochs") in FIELDS else {}
+    first_phase = ("warmup_epochs", "promotion_epoch")
+    long_enough = {key: 8 for key in first_phase if (method, key) in FIELDS}
     # One group: with one for each channel, normalisation would take the colours away.
     config = make_config(method, method=long_enough, optim={"lr": 0.01}, model={"groups": 1})
     num_samples, num_epochs = 120, 12
@@ -260,5 +286,5 @@ def test_easy_images_are_learned_in_spite_of_wrong_labels(fresh_processes, metho
     assert (predicted == labels.numpy()).mean() < 0.85
 
 
-def build_colour_network(config, index, projector_dim):
-    return build_network(config, 3, seed=0, index=index, projector_dim=projector_dim)
+def build_colour_network(config, index, projector):
+    return build_network(config, 3, seed=0, index=index, projector=projector)

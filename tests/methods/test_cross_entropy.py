@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from small_problem import LABELS, build_ledger, build_method, make_batch
 
-from methods.cross_entropy import mix_neighbours, mixup_coefficient
 from methods.method import MethodError
+from methods.mixmatch import mixup_coefficient
 
 
 def loss_and_logits(ids=None, step=0, **settings):
@@ -45,28 +44,9 @@ def test_predictions_are_those_of_the_one_network():
 # -- mixup -----------------------------------------------------------------------------------------
 
 
-def test_neighbours_are_mixed_by_hand():
-    images = torch.tensor([[1.0], [3.0], [10.0], [20.0]])
-    mixed, targets = mix_neighbours(images, torch.eye(4), 0.75)
-    assert mixed.flatten().tolist() == [1.5, 2.5, 12.5, 17.5]
-    assert targets.tolist() == [
-        [0.75, 0.25, 0, 0],
-        [0.25, 0.75, 0, 0],
-        [0, 0, 0.75, 0.25],
-        [0, 0, 0.25, 0.75],
-    ]
-
-
-@pytest.mark.parametrize("coefficient", [0.0, 1.0])
-def test_mixing_nothing_or_all(coefficient):
-    images = torch.arange(4.0)
-    mixed, _ = mix_neighbours(images, torch.eye(4), coefficient)
-    assert mixed.tolist() == ([0, 1, 2, 3] if coefficient else [1, 0, 3, 2])
-
-
-def test_an_odd_number_of_samples_is_refused_with_the_keys():
+def test_an_odd_number_of_samples_is_refused():
     with pytest.raises(MethodError, match=r"method\.mixup_alpha.* got 3; change optim.batch_size"):
-        mix_neighbours(torch.zeros(3, 1), torch.zeros(3, 2), 0.5)
+        loss_and_logits(ids=[0, 1, 2], mixup_alpha=0.4)
     loss_and_logits(ids=[0, 1, 2])  # without mixup any number will do
 
 
@@ -88,13 +68,3 @@ def test_mixup_does_not_depend_on_the_number_of_ranks():
     whole, _ = loss_and_logits(mixup_alpha=0.4)
     parts = [loss_and_logits(ids, mixup_alpha=0.4)[0] for ids in ([0, 1, 2, 3], [4, 5, 6, 7])]
     torch.testing.assert_close(sum(part.total for part in parts), whole.total)
-
-
-def test_coefficients_follow_the_beta_distribution_of_their_steps():
-    drawn = np.array([mixup_coefficient(0.5, seed=1, step=step) for step in range(2000)])
-    assert drawn.min() >= 0 and drawn.max() <= 1
-    # Beta(a, a) has mean 1/2 and variance 1 / (8 a + 4) = 1/8; standard errors are below 0.01.
-    assert drawn.mean() == pytest.approx(0.5, abs=0.03)
-    assert drawn.var() == pytest.approx(1 / 8, abs=0.01)
-    assert len(np.unique(drawn)) == 2000
-    assert mixup_coefficient(0.5, seed=1, step=7) == drawn[7] != mixup_coefficient(0.5, 2, 7)

@@ -13,18 +13,19 @@ from methods.networks import (
     ModelConfig,
     MomentumCopy,
     Network,
+    Projector,
     SmallResNet,
     build_network,
     convert_norm,
 )
 from methods.weights import ModelError
 
-SMALL = {"backbone": "small_resnet", "width": 4, "projector_hidden": 6}
+SMALL = {"backbone": "small_resnet", "width": 4}
 
 
-def small(num_classes=3, *, seed=0, index=0, projector_dim=0, **model):
+def small(num_classes=3, *, seed=0, index=0, projector=None, **model):
     config = ModelConfig(**SMALL | model)
-    return build_network(config, num_classes, seed=seed, index=index, projector_dim=projector_dim)
+    return build_network(config, num_classes, seed=seed, index=index, projector=projector)
 
 
 def images(num_images=4, size=32, seed=0):
@@ -137,7 +138,7 @@ def test_building_leaves_the_global_generator_alone():
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    small(seed=2, projector_dim=5)
+    small(seed=2, projector=Projector(6, 5))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -151,7 +152,7 @@ def test_the_normalisation_does_not_change_the_initial_weights(norm):
 
 
 def test_embeddings_have_length_one():
-    network = small(projector_dim=5)
+    network = small(projector=Projector(6, 5))
     embedding = network.project(network(images()).features)
     assert embedding.shape == (4, 5)
     torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(4))

@@ -15,7 +15,7 @@ from small_problem import (
 )
 
 from methods.losses import sharpen, supervised_contrastive
-from methods.qmix import omega, refine_targets, relative_to_class
+from methods.qmix import omega, relative_to_class
 from methods.separation import CORRECT, MIS_H, MIS_L, separate_quality
 
 WARM_UP, TRAIN = 0, 3  # an epoch of each phase
@@ -51,54 +51,7 @@ def cross_entropy(logits, targets):
     return -(targets * F.log_softmax(logits, -1)).sum()
 
 
-# -- refined labels --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("group", "expected"),
-    [
-        (CORRECT, [0.49 / 0.58, 0.09 / 0.58]),
-        (MIS_H, [0.16 / 0.52, 0.36 / 0.52]),
-        (MIS_L, [0.4, 0.6]),
-    ],
-)
-def test_refined_targets_by_hand(group, expected):
-    predicted = torch.tensor([[0.4, 0.6]])
-    targets = refine_targets(
-        torch.tensor([[1.0, 0.0]]), predicted, predicted, torch.tensor([0.5]),
-        torch.tensor([group], dtype=torch.uint8), temperature=0.5, sharpen_mis_l=False,
-    )  # fmt: skip
-    assert targets.tolist() == [pytest.approx(expected)]
-
-
-def test_each_group_has_its_own_source():
-    """Correct and Mis-L by the partner's prediction, Mis-H by both networks'."""
-    given = torch.tensor([[1.0, 0.0]]).expand(3, 2)
-    partner, both = (torch.tensor([p]).expand(3, 2) for p in ([0.5, 0.5], [0.9, 0.1]))
-    groups = torch.tensor([CORRECT, MIS_H, MIS_L], dtype=torch.uint8)
-    arguments = (given, partner, both, torch.tensor([0.2, 1.0, 1.0]), groups)
-    targets = refine_targets(*arguments, temperature=1.0, sharpen_mis_l=False)
-    # 0.2 * 1 + 0.8 * 0.5; posteriors of Correct do not touch the other groups.
-    torch.testing.assert_close(targets, torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.5, 0.5]]))
-
-
-def test_mis_l_targets_are_sharpened_on_demand():
-    predicted = torch.tensor([[0.4, 0.6]])
-    targets = refine_targets(
-        torch.tensor([[1.0, 0.0]]), predicted, predicted, torch.tensor([0.5]),
-        torch.tensor([MIS_L], dtype=torch.uint8), temperature=0.5, sharpen_mis_l=True,
-    )  # fmt: skip
-    torch.testing.assert_close(targets, sharpen(predicted, 0.5))
-
-
-def test_targets_are_distributions_without_gradient():
-    predicted = F.softmax(draw(9, 3), -1).requires_grad_()
-    targets = refine_targets(
-        F.one_hot(torch.arange(9) % 3, 3).float(), predicted, predicted, torch.rand(9),
-        torch.arange(9).remainder(3).to(torch.uint8), temperature=0.5, sharpen_mis_l=False,
-    )  # fmt: skip
-    torch.testing.assert_close(targets.sum(-1), torch.ones(9))
-    assert not targets.requires_grad
+# -- the weight of Mis-L --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

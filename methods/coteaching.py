@@ -1,0 +1,100 @@
+"""Co-teaching: each network picks the samples that the other learns from.
+
+Han, Yao, Yu, Niu, Xu, Hu, Tsang and Sugiyama: "Co-teaching: Robust Training of Deep Neural Networks
+with Extremely Noisy Labels", NeurIPS 2018, arXiv:1804.06872.
+
+Equation map: ``keep_rate`` R(T) of algorithm 1, step 8; ``smallest_losses`` steps 4 and 5 in the
+*global* batch; ``losses`` steps 6 and 7, cross-entropy on the other network's choice.
+
+Epochs count from 0, as in the authors' program, so the first one keeps every sample.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from engine import collectives
+from methods.method import Batch, Problem, Term, View
+from methods.pair import NUM_NETWORKS, Pair
+
+__all__ = ["CoTeaching", "CoTeachingConfig", "keep_rate", "smallest_losses"]
+
+
+class CoTeachingConfig(BaseModel):
+    """Section ``method`` for ``method.name: coteaching``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Literal["coteaching"] = "coteaching"
+    view: Literal["weak", "strong"] = Field(
+        "weak", description="Which view of a sample is trained on."
+    )
+    forget_rate: float = Field(
+        0.4, ge=0, lt=1, description="tau, share of a batch left out in the end: the noise rate."
+    )
+    ramp_epochs: int = Field(10, ge=1, description="T_k, epochs until that share is left out.")
+    exponent: float = Field(
+        1.0, gt=0, description="c: the share grows as epoch^c / ramp_epochs (paper, section 4)."
+    )
+
+
+class CoTeaching(Pair):
+    """Two networks; predictions are their mean."""
+
+    Config = CoTeachingConfig
+    config: CoTeachingConfig
+
+    def __init__(self, config: CoTeachingConfig, problem: Problem) -> None:
+        super().__init__(config, problem)
+
+    def views(self, epoch: int) -> Mapping[str, View]:
+        """One view of each sample, the same for both networks."""
+        return {"image": View(self.config.view)}
+
+    def forwards_per_image(self, epoch: int) -> dict[str, int]:
+        """One pass of each network, with gradient."""
+        return {"with_gradient": NUM_NETWORKS, "without": 0, "survey": 0}
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """Cross-entropy of each network on the samples that the other one finds easiest."""
+        config, labels = self.config, batch.rows["label"]
+        rate = keep_rate(batch.epoch, config.forget_rate, config.ramp_epochs, config.exponent)
+        losses = [
+            F.cross_entropy(network(batch.views["image"]).logits.float(), labels, reduction="none")
+            for _, network in self.pairs()
+        ]
+        chosen = [smallest_losses(loss, rate) for loss in losses]
+        terms: dict[str, Term] = {}
+        for index, loss in enumerate(losses):
+            mask = chosen[1 - index].float()
+            terms |= self.named(index, {"cross_entropy": Term((loss * mask).sum(), mask.sum())})
+        return terms
+
+
+def keep_rate(epoch: int, forget_rate: float, ramp_epochs: int, exponent: float) -> float:
+    """R(t) = 1 - tau min(t^c / T_k, 1): 1, 0.96 and, from epoch 10 on, 0.6 at tau 0.4, T_k 10."""
+    return 1 - forget_rate * min(epoch**exponent / ramp_epochs, 1.0)
+
+
+def smallest_losses(losses: Tensor, rate: float) -> Tensor:
+    """Which of this rank's samples are among the smallest losses of the global batch.
+
+    Args:
+        losses: (B,) float of this rank, the same B on all; of equal ones the first counts as
+            smaller.
+        rate: Share of the global batch that is kept, rounded down, at least one sample.
+
+    Returns:
+        (B,) bool. Losses (3, 1, 2) at a rate of 2/3: (False, True, True).
+    """
+    everywhere = collectives.gather_rows(losses.detach())
+    # Not a sample less because of the rounding of 0.6 * 10.
+    num_kept = max(int(rate * len(everywhere) + 1e-6), 1)
+    chosen = torch.zeros_like(everywhere, dtype=torch.bool)
+    chosen[everywhere.argsort(stable=True)[:num_kept]] = True
+    start = collectives.rank() * len(losses)
+    return chosen[start : start + len(losses)]

@@ -1,0 +1,53 @@
+"""GCE: generalised cross-entropy.
+
+Zhang and Sabuncu: "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy
+Labels", NeurIPS 2018, arXiv:1805.07836.
+
+Equation map: ``losses.generalised_cross_entropy`` L_q, eq. 6. The truncated variant (eq. 9), whose
+pruning alternates with training, is left out.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from methods.losses import generalised_cross_entropy
+from methods.method import Batch, Term, View
+from methods.single import Single
+
+__all__ = ["GCE", "GCEConfig"]
+
+
+class GCEConfig(BaseModel):
+    """Section ``method`` for ``method.name: gce``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Literal["gce"] = "gce"
+    view: Literal["weak", "strong"] = Field(
+        "weak", description="Which view of a sample is trained on."
+    )
+    q: float = Field(
+        0.7, gt=0, le=1, description="From cross-entropy (towards 0) to mean absolute error (1)."
+    )
+
+
+class GCE(Single):
+    """One network, trained on the labels as they are given with a bounded loss."""
+
+    Config = GCEConfig
+    config: GCEConfig
+
+    def views(self, epoch: int) -> Mapping[str, View]:
+        """One view of each sample."""
+        return {"image": View(self.config.view)}
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """L_q of each sample of the batch."""
+        targets = F.one_hot(batch.rows["label"], self.problem.num_classes).float()
+        logits: Tensor = self.network(batch.views["image"]).logits
+        losses = generalised_cross_entropy(logits, targets, self.config.q)
+        return {"gce": Term(losses.sum(), losses.new_tensor(len(losses)))}
