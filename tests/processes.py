@@ -23,5 +23,5 @@ def launch(script: Path, arguments: list[str], num_processes: int, cwd: Path):
         str(script), *arguments,
     ]  # fmt: skip
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )

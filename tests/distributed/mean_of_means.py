@@ -1,4 +1,4 @@
-"""A recorded run with the usual mistake built in: each rank divides by its own count."""
+"""Recorded runs with the usual mistake built in: each rank divides by its own count."""
 
 import sys
 from types import SimpleNamespace

@@ -5,22 +5,22 @@ enough to switch a ReLU near zero or to turn a tiny gradient around, on which Ad
 step: such runs drift apart after some steps, and a small defect could hide in that. The views stay
 in float32, as everybody uses them.
 
-The first argument is the folder for ``rank-0.jsonl`` and so on, the others are the launcher's.
+The arguments are folders, each with the ``config.yaml`` of a run; ``rank-0.jsonl`` and so on are
+written beside it.
 """
 
 import dataclasses
 import hashlib
 import json
 import sys
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from many_runs import run_each
 from torch import Tensor
 
 from engine import collectives
 from engine.trainer import Trainer
-from launcher.run import main
 from methods.method import Method
 
 forward, evaluate, to_single = Method.forward, Trainer.evaluate, Tensor.float
@@ -35,8 +35,16 @@ def sha256(tensor):
     return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
 
 
+noted_in = None
+
+
+def note_in(folder):
+    global noted_in
+    noted_in = folder
+
+
 def note(**line):
-    with (Path(sys.argv[1]) / f"rank-{collectives.rank()}.jsonl").open("a") as file:
+    with (noted_in / f"rank-{collectives.rank()}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -67,7 +75,7 @@ def noted_evaluate(trainer):
 def run():
     torch.set_default_dtype(torch.float64)
     Method.forward, Trainer.evaluate = forward_in_double, noted_evaluate
-    return main(sys.argv[2:])
+    return run_each(sys.argv[1:], note_in)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import pytest
 import safetensors.torch
 import torch
-from method_settings import METHOD_SETTINGS, write_config
+from exactness_cases import CASES, write_cases
 from processes import launch
 from torch import Tensor
 
 RECORD_RUN = Path(__file__).with_name("record_run.py")
 MEAN_OF_MEANS = Path(__file__).with_name("mean_of_means.py")
+SAME_SLICE = Path(__file__).with_name("same_slice.py")
 
 # Of tiny_config: 96 of 128 images are trained on, 16 at a time, for three epochs.
 NUM_EPOCHS, NUM_STEPS, BATCH_SIZE = 3, 18, 16
@@ -44,11 +45,15 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def train(folder, method, num_processes, script=RECORD_RUN):
-    """Train the tiny setting to the end."""
-    arguments = [str(folder), "--config", str(write_config(folder, method))]
-    result = launch(script, arguments, num_processes, folder)
+def train(folder, num_processes, script=RECORD_RUN, cases=tuple(CASES)):
+    """Train the tiny setting of each case to the end; case -> its run."""
+    folders = write_cases(folder, cases)
+    result = launch(script, [str(f) for f in folders], num_processes, folder)
     assert result.returncode == 0, result.stderr[-3000:]
+    return {case: read_run(of_case) for case, of_case in zip(cases, folders, strict=True)}
+
+
+def read_run(folder):
     last = sorted((folder / "run" / "checkpoints").glob("epoch-*"))[-1]
     return Run(
         safetensors.torch.load_file(last / "method.safetensors"),
@@ -59,13 +64,16 @@ def train(folder, method, num_processes, script=RECORD_RUN):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Run by method and number of processes; each takes seconds and is made once."""
+def runs(tmp_path_factory):
+    """Runs of all cases by number of processes, each made once."""
     return functools.cache(
-        lambda method, num_processes: train(
-            tmp_path_factory.mktemp(f"{method}-{num_processes}"), method, num_processes
-        )
+        lambda num_processes: train(tmp_path_factory.mktemp(f"on-{num_processes}"), num_processes)
     )
+
+
+@pytest.fixture
+def run(runs):
+    return lambda case, num_processes: runs(num_processes)[case]
 
 
 def relative_difference(ours, theirs):
@@ -79,15 +87,15 @@ def relative_difference(ours, theirs):
 
 
 def for_each_run(test):
-    """Every method on 2 and on 4 processes."""
+    """Every case on 2 and on 4 processes."""
     on_several = pytest.mark.parametrize("num_processes", [2, 4])
-    of_each = pytest.mark.parametrize("method", METHOD_SETTINGS)
+    of_each = pytest.mark.parametrize("case", CASES)
     return pytest.mark.slow(of_each(on_several(test)))
 
 
 @for_each_run
-def test_global_batches_and_views_are_identical(run, method, num_processes):
-    alone, together = run(method, 1), run(method, num_processes)
+def test_global_batches_and_views_are_identical(run, case, num_processes):
+    alone, together = run(case, 1), run(case, num_processes)
     assert len(together.ranks) == num_processes
     assert len(together.steps()) == len(alone.steps()) == NUM_STEPS
     for (expected,), parts in zip(alone.steps(), together.steps(), strict=True):
@@ -95,14 +103,14 @@ def test_global_batches_and_views_are_identical(run, method, num_processes):
         assert sum((part["sample_ids"] for part in parts), []) == expected["sample_ids"]
         for name, hashes in expected["views"].items():
             assert sum((part["views"][name] for part in parts), []) == hashes, name
-            assert len(set(hashes)) == BATCH_SIZE
+            assert len(set(hashes)) == BATCH_SIZE  # also where a sample comes up again
         assert all(part["step"] == expected["step"] for part in parts)
         assert all(part["views"].keys() == expected["views"].keys() for part in parts)
 
 
 @for_each_run
-def test_each_rank_holds_the_ledger_of_a_single_process(run, method, num_processes):
-    alone, together = run(method, 1), run(method, num_processes)
+def test_each_rank_holds_the_ledger_of_a_single_process(run, case, num_processes):
+    alone, together = run(case, 1), run(case, num_processes)
     assert len(together.exchanges()) == len(alone.exchanges()) == NUM_EPOCHS
     for (expected,), notes in zip(alone.exchanges(), together.exchanges(), strict=True):
         assert len({note["ledger"] for note in notes}) == 1
@@ -111,8 +119,8 @@ def test_each_rank_holds_the_ledger_of_a_single_process(run, method, num_process
 
 
 @for_each_run
-def test_weights_and_statistics_agree(run, method, num_processes):
-    alone, together = run(method, 1), run(method, num_processes)
+def test_weights_and_statistics_agree(run, case, num_processes):
+    alone, together = run(case, 1), run(case, num_processes)
     assert relative_difference(together.weights, alone.weights) < TOLERANCE
     assert together.ledger.keys() == alone.ledger.keys()
     for name, column in together.ledger.items():
@@ -122,14 +130,24 @@ def test_weights_and_statistics_agree(run, method, num_processes):
 
 
 @pytest.mark.slow
-def test_groups_change_from_epoch_to_epoch(run):
+@pytest.mark.parametrize("case", ["qmix", "dividemix", "sscl"])
+def test_groups_change_from_epoch_to_epoch(run, case):
     """Equal ledgers would say little if the separation never moved a sample."""
-    groups = [note["integers"]["group"] for (note,) in run("qmix", 1).exchanges()]
+    groups = [note["integers"]["group"] for (note,) in run(case, 1).exchanges()]
     assert len(set(groups)) == NUM_EPOCHS
 
 
 @pytest.mark.slow
 def test_the_comparison_notices_a_mean_of_means(tmp_path, run):
     """Dividing by each rank's own count, as is usual, gives other weights."""
-    wrong = train(tmp_path, "qmix", 2, MEAN_OF_MEANS)
-    assert relative_difference(wrong.weights, run("qmix", 1).weights) > 1e-3
+    # Of the other methods each rank has as many samples in each term.
+    wrong = train(tmp_path, 2, MEAN_OF_MEANS, ("coteaching", "dividemix", "qmix"))
+    for case, found in wrong.items():
+        assert relative_difference(found.weights, run(case, 1).weights) > 1e-3, case
+
+
+@pytest.mark.slow
+def test_the_comparison_notices_ranks_that_train_on_the_same_slice(tmp_path, run):
+    """The control of every case: a batch that is not shared out gives other weights."""
+    for case, wrong in train(tmp_path, 2, SAME_SLICE).items():
+        assert relative_difference(wrong.weights, run(case, 1).weights) > 1e-3, case

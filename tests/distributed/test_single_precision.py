@@ -4,32 +4,38 @@ Plain SGD, since Adam divides by the size of gradients: where one is nearly zero
 rounding errors. test_exactness.py shows in float64 that rounding is all that differs.
 """
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
-from method_settings import METHOD_SETTINGS, write_config
-from processes import ROOT, launch
+from exactness_cases import CASES, write_cases
+from processes import launch
 
-OPTIM = {"name": "sgd", "lr": 0.02, "batch_size": 16}
+MANY_RUNS = Path(__file__).with_name("many_runs.py")
+OPTIM = {"name": "sgd", "lr": 0.002, "batch_size": 16}
 
 
-def train(folder, method, num_processes):
-    folder.mkdir()
-    config = write_config(folder, method, optim=OPTIM)
-    run = ROOT / "launcher" / "run.py"
-    result = launch(run, ["--config", str(config)], num_processes, folder)
-    assert result.returncode == 0, result.stderr[-3000:]
-    newest = folder / "run" / "checkpoints" / "epoch-0003" / "method.safetensors"
-    return safetensors.torch.load_file(newest)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights after three epochs: number of processes -> case -> name -> tensor."""
+    found = {}
+    for num_processes in (1, 2, 4):
+        folder = tmp_path_factory.mktemp(f"on-{num_processes}")
+        folders = write_cases(folder, optim=OPTIM)
+        result = launch(MANY_RUNS, [str(f) for f in folders], num_processes, folder)
+        assert result.returncode == 0, result.stderr[-3000:]
+        newest = Path("run", "checkpoints", "epoch-0003", "method.safetensors")
+        found[num_processes] = {f.name: safetensors.torch.load_file(f / newest) for f in folders}
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
-def test_weights_after_three_epochs_are_within_1e_5(tmp_path, method):
-    alone = train(tmp_path / "1", method, 1)
-    for num_processes in (2, 4):
-        weights = train(tmp_path / str(num_processes), method, num_processes)
-        assert weights.keys() == alone.keys()
-        difference = torch.stack([(weights[n] - w).double().norm() for n, w in alone.items()])
-        size = torch.stack([w.double().norm() for w in alone.values()])
-        assert difference.norm() <= 1e-5 * size.norm()
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_weights_after_three_epochs_are_within_1e_5(weights, case, num_processes):
+    alone, together = weights[1][case], weights[num_processes][case]
+    assert together.keys() == alone.keys()
+    difference = torch.stack([(together[n] - w).double().norm() for n, w in alone.items()])
+    size = torch.stack([w.double().norm() for w in alone.values()])
+    assert difference.norm() <= 1e-5 * size.norm()

@@ -1,0 +1,29 @@
+"""The launcher on ``config.yaml`` of each folder, one after another in the same processes.
+
+Starting processes takes longer than training a tiny setting, so they are started once for all.
+"""
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+from accelerate.state import AcceleratorState
+
+from launcher.run import main
+
+
+def run_each(folders, start=lambda folder: None):
+    """Run the launcher in the folders, until one fails; returns the exit code."""
+    # A process group that was destroyed could not be joined again at the same address.
+    with patch("torch.distributed.destroy_process_group"):
+        for folder in map(Path, folders):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            start(folder)
+            code = main(["--config", str(folder / "config.yaml")])
+            if code:
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_each(sys.argv[1:]))

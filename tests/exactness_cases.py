@@ -1,0 +1,18 @@
+"""What tests of many processes train: the tiny setting of each method, and one of a sampler."""
+
+from method_settings import METHOD_SETTINGS, write_config
+
+CASES = {method: (method, {}) for method in METHOD_SETTINGS} | {
+    # Samples come up several times an epoch, and so do their rows of the ledger.
+    "class_balanced": ("elr", {"data": {"sampler": "class_balanced"}}),
+}
+
+
+def write_cases(folder, cases=tuple(CASES), /, **sections):
+    """Write each case's configuration into a folder of its own; returns the folders."""
+    folders = [folder / case for case in cases]
+    for case, of_case in zip(cases, folders, strict=True):
+        of_case.mkdir()
+        method, changed = CASES[case]
+        write_config(of_case, method, run={"dir": str(of_case / "run")}, **changed, **sections)
+    return folders
