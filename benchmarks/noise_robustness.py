@@ -1,80 +1,34 @@
-"""How well each method withstands injected noise: data sets x methods x seeds, and one table.
+"""How well each method withstands injected noise: beds x noises x methods x seeds, and tables.
 
-``python benchmarks/noise_robustness.py --out runs/robustness --jobs 2``. Each cell of the grid is a
-run of the launcher in its own folder below ``--out``. Finished cells are skipped and those that
-were cut off are resumed, so the benchmark can be stopped and started again at will. Start it in a
-new folder after changing code: a cell knows its settings, not the code that made it.
+``python benchmarks/noise_robustness.py --out runs/robustness --jobs 2``. A cell of the grid, say
+``digits-sym40-qmix-seed0``, is a run of the launcher in a folder of that name below ``--out``.
+Beside it lie ``<cell>.yaml``, its whole configuration, which ``python launcher/run.py --config``
+takes by hand, and ``<cell>.log``. Finished cells are skipped and those that were cut off are
+resumed, so the benchmark can be stopped and started again at will. Start it in a new folder after
+changing code: a cell knows its settings, not the code that made it.
 """
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from robustness_table import figures_of, goals_of, report, spreads_of, to_json
+from robustness_figures import figures_of, goals_of, spreads_of, to_json
+from robustness_grid import BEDS, DECIDED_BY_CELL, REAL_IMAGES, ROOT, Cell, select
+from robustness_table import report
 from tqdm import tqdm
 
-from engine.config import differences, load_config
-from engine.record import Record
+from engine.config import ConfigError, differences, dump_config
+from engine.record import Record, write_text
 from engine.strict_yaml import parse_yaml
-from launcher.settings import MAY_CHANGE_ON_RESUME, Config
+from launcher.settings import MAY_CHANGE_ON_RESUME
 
-__all__ = ["Cell", "main", "select"]
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-SETTINGS = ("synthetic", "deepdrid", "digits")
-METHODS = ("qmix", "cross_entropy")
-SEEDS = (0, 1, 2)
-REAL_IMAGES = "MEDNOISE_REALDATA"
-
-
-class Cell(NamedTuple):
-    """One run of the grid."""
-
-    setting: str
-    method: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.setting}-{self.method}-seed{self.seed}"
-
-    @property
-    def config(self) -> Path:
-        """Its configuration file."""
-        return CONFIGS / f"{self.method}_{self.setting}.yaml"
-
-    def overrides(self, out: Path) -> list[str]:
-        """What differs from the file."""
-        changed = [f"run.dir={out / str(self)}", f"run.seed={self.seed}"]
-        if self.setting == "deepdrid":
-            changed.append(f"data.root={Path(os.environ[REAL_IMAGES], 'deepdrid')}")
-        return changed
-
-
-def select(only: Sequence[str]) -> list[Cell]:
-    """The cells that words such as ``synthetic``, ``qmix`` and ``seed0`` choose.
-
-    Words of one kind add up; a kind without any word is not restricted.
-
-    Raises:
-        ValueError: A word names nothing of the grid.
-    """
-    kinds = [SETTINGS, METHODS, tuple(f"seed{seed}" for seed in SEEDS)]
-    known = list(itertools.chain(*kinds))
-    unknown = [word for word in only if word not in known]
-    if unknown:
-        raise ValueError(f"--only: unknown {', '.join(unknown)}; choose from {', '.join(known)}")
-    chosen = [[word for word in kind if word in only] or kind for kind in kinds]
-    return [
-        Cell(setting, method, int(seed.removeprefix("seed")))
-        for setting, method, seed in itertools.product(*chosen)
-    ]
+__all__ = ["main"]
 
 
 def is_finished(folder: Path) -> bool:
@@ -86,17 +40,27 @@ def is_finished(folder: Path) -> bool:
     return len(Record.read(folder / "metrics.jsonl")) >= num_epochs
 
 
-def run(cell: Cell, out: Path) -> str:
+def history_of(cell: Cell, out: Path) -> list[Mapping[str, Any]]:
+    """Lines of a cell's record."""
+    return list(Record.read(out / str(cell) / "metrics.jsonl"))
+
+
+def run(cell: Cell, out: Path, settings: Sequence[str]) -> str:
     """Run or resume a cell on one thread; returns what went wrong, or nothing."""
     folder, log = out / str(cell), out / f"{cell}.log"
+    try:
+        wanted = cell.compose(out, settings)
+    except ConfigError as error:
+        return str(error)
     if is_finished(folder):
         made_with = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8")).tree
-        wanted = load_config(Config, cell.config, cell.overrides(out))
         changed = differences(made_with, wanted, MAY_CHANGE_ON_RESUME)
         return f"made with other settings: {'; '.join(changed)}" if changed else ""
+    config = out / f"{cell}.yaml"
+    write_text(config, dump_config(wanted))
     command = [
-        sys.executable, str(ROOT / "launcher" / "run.py"), "--config", str(cell.config),
-        "--resume", "auto", *cell.overrides(out),
+        sys.executable, str(ROOT / "launcher" / "run.py"), "--config", str(config),
+        "--resume", "auto",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with log.open("a", encoding="utf-8") as file:
@@ -104,12 +68,14 @@ def run(cell: Cell, out: Path) -> str:
     return f"exit code {code}, see {log}" if code else ""
 
 
-def run_all(cells: Sequence[Cell], out: Path, num_jobs: int) -> dict[Cell, str]:
+def run_all(
+    cells: Sequence[Cell], out: Path, settings: Sequence[str], num_jobs: int
+) -> dict[Cell, str]:
     """Run the cells, some at a time; returns what went wrong by cell."""
     out.mkdir(parents=True, exist_ok=True)
     failures: dict[Cell, str] = {}
     with ThreadPoolExecutor(num_jobs) as pool:
-        futures = {pool.submit(run, cell, out): cell for cell in cells}
+        futures = {pool.submit(run, cell, out, settings): cell for cell in cells}
         for future in tqdm(as_completed(futures), total=len(futures), desc="runs", unit="run"):
             if future.result():
                 failures[futures[future]] = future.result()
@@ -122,18 +88,57 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/robustness"), help="folder of runs")
     parser.add_argument(
         "--only", default="", metavar="WORDS",
-        help="comma-separated settings, methods and seeds, such as synthetic,qmix,seed0",
+        help="comma-separated beds, noises, methods and seeds, such as digits,sym40,qmix,seed0",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE",
+        help="a setting of every run, such as run.epochs=4 or runtime.device=cpu; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--table-only", action="store_true", help="run nothing; tabulate what --out holds"
     )
+    parser.add_argument(
+        "--long", action="store_true",
+        help="also tabulate every metric at every occasion, and every class",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         options.cells = select([word for word in options.only.split(",") if word])
     except ValueError as error:
         parser.error(str(error))
+    keys = [setting.partition("=")[0] for setting in options.settings]
+    decided = [key for key in keys if key in DECIDED_BY_CELL]
+    if decided:
+        parser.error(f"--set: {', '.join(decided)}: decided by the cells of the grid; use --only")
     return options
+
+
+def leave_out_beds_without_files(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose images can be found; the beds of the others are named in one line."""
+    if os.environ.get(REAL_IMAGES):
+        return list(cells)
+    missing = list(dict.fromkeys(cell.bed for cell in cells if BEDS[cell.bed].has_files))
+    if missing:
+        print(f"left out: {', '.join(missing)}; {REAL_IMAGES} names no folder", file=sys.stderr)
+    return [cell for cell in cells if cell.bed not in missing]
+
+
+def missing_cells(
+    cells: Sequence[Cell], finished: Sequence[Cell], failures: Mapping[Cell, str]
+) -> list[str]:
+    """Why cells are not in the tables: a line for each kind of failure, one for the rest."""
+    lines = []
+    for text in dict.fromkeys(failures.values()):
+        failed = [str(cell) for cell in cells if failures.get(cell) == text]
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        lines.append(f"not in the tables: {failed[0]}{more}, {text}")
+    asked = Counter(cell.bed for cell in cells)
+    unfinished = Counter(cell.bed for cell in {*cells} - {*finished} - {*failures})
+    if unfinished:
+        counts = [f"{bed} {unfinished[bed]} of {asked[bed]}" for bed in asked if unfinished[bed]]
+        lines.append(f"not in the tables, since not finished: {', '.join(counts)} runs")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,19 +146,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     out, cells, failures = options.out.resolve(), options.cells, {}
     if not options.table_only:
-        if REAL_IMAGES not in os.environ and any(cell.setting == "deepdrid" for cell in cells):
-            print(f"deepdrid is left out: {REAL_IMAGES} names no folder", file=sys.stderr)
-            cells = [cell for cell in cells if cell.setting != "deepdrid"]
-        failures = run_all(cells, out, options.jobs)
+        cells = leave_out_beds_without_files(cells)
+        failures = run_all(cells, out, options.settings, options.jobs)
     finished = [cell for cell in cells if cell not in failures and is_finished(out / str(cell))]
     results = spreads_of(
-        (*cell, figures_of(Record.read(out / str(cell) / "metrics.jsonl"))) for cell in finished
+        (cell, figures_of(history_of(cell, out), BEDS[cell.bed].headline)) for cell in finished
     )
     goals = goals_of(results)
-    print(report(results, goals))
-    for cell in cells:
-        if cell not in finished:
-            print(f"not in the tables: {cell}, {failures.get(cell, 'not finished')}")
+    print(report(results, goals, long=options.long))
+    for line in missing_cells(cells, finished, failures):
+        print(line)
     print(to_json(results, goals))
     return 1 if failures else 0
 
