@@ -105,7 +105,8 @@ class Ledger:
                 raise ValueError(
                     f"column {name!r} takes {(len(index), *column.shape)}, got {tuple(value.shape)}"
                 )
-            entry = value.detach().to("cpu", column.dtype)
+            # Where it is: a copy to the CPU at each step would make a GPU wait.
+            entry = value.detach().to(column.dtype, copy=True)
             steps = torch.full_like(index, order)
             self._pending.setdefault(name, []).append((index, steps, entry))
 
@@ -135,7 +136,9 @@ class Ledger:
         nothing = torch.empty(0, dtype=torch.int64)
         empty = nothing, nothing, torch.empty((0, *column.shape), dtype=column.dtype)
         parts = zip(empty, *self._pending.get(name, []), strict=True)
-        ids, steps, rows = (collectives.gather_rows(torch.cat(part)) for part in parts)
+        ids, steps, rows = (
+            collectives.gather_rows(torch.cat([rows.cpu() for rows in part])) for part in parts
+        )
         return ids, steps, rows
 
     def digest(self) -> str:

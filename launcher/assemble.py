@@ -122,6 +122,7 @@ def build_method(config: Config, data: NoisyData) -> Method:
         labels=torch.from_numpy(data.labels),
         train_ids=torch.from_numpy(manifest.where(TRAIN)),
         num_epochs=config.run.epochs,
+        batch_size=config.optim.batch_size,
         seed=config.run.seed,
         build_network=build,
         class_balanced=config.data.sampler == "class_balanced",

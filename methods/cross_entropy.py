@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.losses import soft_cross_entropy
-from methods.method import Batch, Term, View
-from methods.mixmatch import mix_neighbours, mixup_coefficient
+from methods.method import Batch, Problem, Term, View
+from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
 from methods.single import Single
 
 __all__ = ["CrossEntropy", "CrossEntropyConfig"]
@@ -42,6 +42,10 @@ class CrossEntropy(Single):
 
     Config = CrossEntropyConfig
     config: CrossEntropyConfig
+
+    def __init__(self, config: CrossEntropyConfig, problem: Problem) -> None:
+        super().__init__(config, problem)
+        require_neighbours(config.mixup_alpha, problem)
 
     def views(self, epoch: int) -> Mapping[str, View]:
         """One view of each sample."""

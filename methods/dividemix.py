@@ -14,8 +14,9 @@ asymmetric noise, eq. 2.
 
 Differs from the authors' program in this: a batch is drawn from all samples, whichever group they
 are in, so an epoch sees each sample once for each network and its two views; partners of mixup are
-neighbours in the global batch; the weight of the unlabelled loss rises once an epoch; both networks
-label in evaluation mode. ``ema_decay`` and ``divide`` are guards beyond the paper.
+neighbours in the global batch and, with the coefficient, the same for both networks; the weight of
+the unlabelled loss rises once an epoch; both networks label in evaluation mode. ``ema_decay`` and
+``divide`` are guards beyond the paper.
 
 Passes of images through networks, N samples of which L1 and L2 are labelled for the two networks:
 the authors' program takes 2 N + 6 (L1 + L2) without gradient and 4 (L1 + L2) with, an epoch; this
@@ -31,12 +32,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from engine.ledger import Column, Ledger
-from methods.losses import entropy, soft_cross_entropy, squared_error
+from methods.losses import soft_cross_entropy, squared_error
 from methods.method import Batch, Problem, Term, View
-from methods.mixmatch import mix_neighbours, mixup_coefficient, refine_targets
+from methods.mixmatch import (
+    mix_neighbours,
+    mixup_coefficient,
+    refine_targets,
+    require_neighbours,
+)
 from methods.networks import Network
 from methods.pair import NUM_NETWORKS, Pair, prior_term
-from methods.separation import CORRECT, MIS_H, separate_loss
+from methods.separation import CORRECT, MIS_H, require_finite, scale_to_unit, separate_loss
 
 __all__ = ["DivideMix", "DivideMixConfig"]
 
@@ -97,6 +103,7 @@ class DivideMix(Pair):
 
     def __init__(self, config: DivideMixConfig, problem: Problem) -> None:
         super().__init__(config, problem, ema_decay=config.ema_decay)
+        require_neighbours(config.mixup_alpha, problem)
         uniform = torch.full((problem.num_classes,), 1 / problem.num_classes)
         self.register_buffer("prior", uniform, persistent=False)
 
@@ -141,9 +148,15 @@ class DivideMix(Pair):
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide all training samples by each network's losses."""
         ids = self.problem.train_ids
+        losses, *older = ledger["loss"][ids].permute(2, 1, 0)
+        require_finite("loss", losses, ids)
+        known = [survey for survey in older if not survey.isnan().all()]
+        if known:
+            # As in the authors' program, each survey counts as much, whatever its range.
+            losses = torch.stack([scale_to_unit(survey) for survey in (losses, *known)]).mean(0)
         within = self.config.divide == "within_classes"
         clean = separate_loss(
-            ledger["loss"][ids].nanmean(-1).T,
+            losses,
             labels=ledger["label"][ids] if within else None,
             num_classes=self.problem.num_classes,
             sample_ids=ids,
@@ -172,7 +185,9 @@ class DivideMix(Pair):
     def _warm_up_terms(self, network: Network, batch: Batch) -> dict[str, Term]:
         logits = network(batch.views["weak0"]).logits.float()
         losses = F.cross_entropy(logits, batch.rows["label"], reduction="none")
-        negative_entropy = -entropy(F.softmax(logits, dim=-1))
+        # Not by probabilities: where one underflows to 0, the slope of p log p is infinite.
+        log_probabilities = F.log_softmax(logits, dim=-1)
+        negative_entropy = (log_probabilities.exp() * log_probabilities).sum(-1)
         count = losses.new_tensor(len(losses))
         return {
             "warm_up": Term(losses.sum(), count),

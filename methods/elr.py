@@ -13,8 +13,10 @@ ensembling, eq. 9; the weight average is ``networks.MomentumCopy``.
 
 Targets live in the ledger, so a step finds those of the sample's last epoch and writes the new ones
 for the next. ELR+ differs from the authors' program in this: the regulariser has its full weight
-from the first step, as theirs has for CIFAR-10; mixup's partners are neighbours in the global
-batch; the prediction is the mean of the averaged networks.
+from the first step, as theirs has for CIFAR-10; the averages forget their initial weights by
+``min(decay, 1 - 1 / (step + 1))`` and run in evaluation mode; mixup's partners are neighbours in
+the global batch and, with the coefficient, the same for both networks; the prediction is the mean
+of the averaged networks.
 """
 
 from collections.abc import Mapping
@@ -28,7 +30,7 @@ from torch import Tensor
 from engine.ledger import Column
 from methods.losses import early_learning_penalty, soft_cross_entropy
 from methods.method import Batch, Problem, Term, View
-from methods.mixmatch import mix_neighbours, mixup_coefficient
+from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
 from methods.pair import NUM_NETWORKS, Pair
 from methods.single import Single
 
@@ -97,7 +99,8 @@ class ELRPlus(Pair):
     config: ELRPlusConfig
 
     def __init__(self, config: ELRPlusConfig, problem: Problem) -> None:
-        super().__init__(config, problem, ema_decay=config.ema_decay)
+        super().__init__(config, problem, ema_decay=config.ema_decay, warm_start=True)
+        require_neighbours(config.mixup_alpha, problem)
 
     def views(self, epoch: int) -> Mapping[str, View]:
         """One view of each sample, the same for both networks."""

@@ -93,6 +93,7 @@ class Problem:
         labels: (N,) int64 given labels of all rows of the manifest.
         train_ids: (n,) int64 ids of the training samples, ascending.
         num_epochs: Epochs of the whole run.
+        batch_size: Samples of a global batch.
         seed: Seed of the run.
         build_network: Makes network number k of the run, with its own initial weights; takes k and
             the sizes of a contrastive method's heads (None = no heads).
@@ -103,6 +104,7 @@ class Problem:
     labels: Tensor
     train_ids: Tensor
     num_epochs: int
+    batch_size: int
     seed: int
     build_network: Callable[[int, Projector | None], Network]
     class_balanced: bool = False

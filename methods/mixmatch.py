@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import collectives
 from methods.losses import sharpen
-from methods.method import MethodError
+from methods.method import MethodError, Problem
 from methods.separation import CORRECT, MIS_H
 
-__all__ = ["mix_neighbours", "mixup_coefficient", "refine_targets"]
+__all__ = ["mix_neighbours", "mixup_coefficient", "refine_targets", "require_neighbours"]
 
 
 def mixup_coefficient(alpha: float, seed: int, step: int, *, beta: float | None = None) -> float:
@@ -32,6 +33,20 @@ def mixup_coefficient(alpha: float, seed: int, step: int, *, beta: float | None 
     return float(generator.beta(alpha, alpha if beta is None else beta))
 
 
+def require_neighbours(alpha: float, problem: Problem) -> None:
+    """Check that each sample of a process's part of a batch has a neighbour to be mixed with.
+
+    Raises:
+        MethodError: There is mixup (alpha > 0), and the part is of odd size.
+    """
+    size = problem.batch_size // collectives.num_ranks()
+    if alpha > 0 and size % 2:
+        raise MethodError(
+            f"method.mixup_alpha: mixup pairs neighbours, so each process needs an even number of "
+            f"samples, got {size}; change optim.batch_size"
+        )
+
+
 def mix_neighbours(values: Tensor, coefficient: float) -> Tensor:
     """Mix samples 0 and 1, 2 and 3, and so on, with each other.
 
@@ -41,15 +56,7 @@ def mix_neighbours(values: Tensor, coefficient: float) -> Tensor:
 
     Returns:
         Tensor of the same shape.
-
-    Raises:
-        MethodError: B is odd.
     """
-    if len(values) % 2:
-        raise MethodError(
-            f"method.mixup_alpha: mixup pairs neighbours, so each process needs an even number of "
-            f"samples, got {len(values)}; change optim.batch_size"
-        )
     neighbour = torch.arange(len(values), device=values.device) ^ 1
     return coefficient * values + (1 - coefficient) * values[neighbour]
 

@@ -321,11 +321,17 @@ class MomentumCopy(nn.Module):
     Args:
         network: Network to follow; the copy starts equal to it.
         decay: Share of the old average kept at each update, in [0, 1); 0 follows exactly.
+        warm_start: Keep at most ``1 - 1 / (n + 1)`` at update n = 1, 2, ..., so that the average is
+            the mean of all networks so far while those are few (Tarvainen and Valpola, Mean
+            Teacher, NeurIPS 2017).
     """
 
-    def __init__(self, network: "Network", decay: float) -> None:
+    num_updates: Tensor
+
+    def __init__(self, network: "Network", decay: float, *, warm_start: bool = False) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.warm_start = decay, warm_start
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.copy = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "MomentumCopy":
@@ -335,10 +341,14 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Set average := decay * average + (1 - decay) * network."""
+        self.num_updates += 1
+        share = torch.as_tensor(1 - self.decay)
+        if self.warm_start:
+            share = (1 / (self.num_updates + 1)).clamp_min(1 - self.decay)
         for average, current in zip(self.copy.state_dict().values(),
                                     network.state_dict().values(), strict=True):  # fmt: skip
             if average.is_floating_point():
-                average.lerp_(current, 1 - self.decay)
+                average.lerp_(current, share.to(average))
             else:
                 average.copy_(current)
 

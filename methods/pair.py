@@ -25,6 +25,7 @@ class Pair(Method):
         problem: The task.
         ema_decay: Decay of a moving average of each network, which then labels and predicts;
             None = no averages.
+        warm_start: Whether the averages forget the initial weights sooner, see MomentumCopy.
         projector: Heads of both networks.
     """
 
@@ -34,6 +35,7 @@ class Pair(Method):
         problem: Problem,
         *,
         ema_decay: float | None = None,
+        warm_start: bool = False,
         projector: Projector | None = None,
     ) -> None:
         super().__init__(config, problem)
@@ -42,7 +44,10 @@ class Pair(Method):
         )
         self.averages = nn.ModuleList()
         if ema_decay is not None:
-            self.averages.extend(MomentumCopy(network, ema_decay) for _, network in self.pairs())
+            self.averages.extend(
+                MomentumCopy(network, ema_decay, warm_start=warm_start)
+                for _, network in self.pairs()
+            )
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(2, B, C) class probabilities of the averaged networks, else of the networks."""

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from engine import collectives
-from methods.method import MethodError
 
 __all__ = ["KeyQueue"]
 
@@ -41,22 +40,15 @@ class KeyQueue(nn.Module):
         """Put the global batch in, over what is oldest.
 
         Args:
-            keys: (V, B, D) float of this rank, the same B on all.
+            keys: (V, B, D) float of this rank, the same B on all; at most K samples on all ranks
+                together, or some would lose their places at once.
             probabilities: (B, C) float.
 
         Returns:
             (B,) int64, the places of this rank's samples. With K = 5, the second batch of 3 is in
             places 3, 4, 0.
-
-        Raises:
-            MethodError: The global batch is longer than the queue.
         """
         num_new = keys.shape[1] * collectives.num_ranks()
-        if num_new > self.size:
-            raise MethodError(
-                f"method.queue_size: {self.size} is less than optim.batch_size {num_new}; "
-                "the queue must hold the whole global batch"
-            )
         places = (self.position + torch.arange(num_new, device=keys.device)) % self.size
         by_sample = collectives.gather_rows(keys.transpose(0, 1).contiguous())
         self.keys[:, places] = by_sample.transpose(0, 1).to(self.keys.dtype)

@@ -16,6 +16,8 @@ The paper's intent counts, not the authors' program: own pairs are at their true
 queue; the keys of a step enter before it contrasts with them, without gradient; each encoder sees
 each view once a step, all views in one pass; the key encoder moves once a step and is always in
 evaluation mode; dot products are clamped, not coordinates; promotion ranks the whole training set.
+Contrast and bottleneck are means over both pairings of a strong view's query with the other view's
+key: a program that sums the two has twice the weights.
 ``promotion: drop`` is what their program does in effect, since its soft targets become integers.
 
 Passes of images through the backbone a step: the authors' program takes 6 with 3 backwards and two
@@ -36,8 +38,8 @@ from methods.losses import (
     information_bottleneck,
     similarity_contrastive,
 )
-from methods.method import Batch, Method, Problem, Term, View
-from methods.mixmatch import mix_neighbours, mixup_coefficient
+from methods.method import Batch, Method, MethodError, Problem, Term, View
+from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
 from methods.networks import MomentumCopy, Projector
 from methods.queue import KeyQueue
 from methods.separation import CORRECT, MIS_H
@@ -101,6 +103,12 @@ class SSCL(Method):
 
     def __init__(self, config: SSCLConfig, problem: Problem) -> None:
         super().__init__(config, problem)
+        if config.queue_size < problem.batch_size:
+            raise MethodError(
+                f"method.queue_size: {config.queue_size} is less than optim.batch_size "
+                f"{problem.batch_size}; the queue must hold the whole global batch"
+            )
+        require_neighbours(config.mixup_alpha, problem)
         heads = Projector(
             config.projector_hidden, config.projector_dim,
             norm=True, predictor_hidden=config.predictor_hidden,
@@ -229,5 +237,7 @@ def keeps_label(
     for label in range(num_classes):
         members = torch.where((labels == label) & ~confidence.isnan())[0]
         order = members[confidence[members].argsort(descending=True, stable=True)]
-        kept[order[len(order) - int(promotion_share * len(order)) :]] = False
+        # Not a sample less because of the rounding of 0.29 * 100.
+        num_not_kept = int(promotion_share * len(order) + 1e-6)
+        kept[order[len(order) - num_not_kept :]] = False
     return kept

@@ -32,9 +32,9 @@ def build_network(index, projector):
         return Network(encoder, 5, NUM_CLASSES, *heads)
 
 
-def build_method(name, **settings):
+def build_method(name, *, batch_size=8, **settings):
     """The method on the small problem, in training mode."""
-    problem = Problem(NUM_CLASSES, LABELS, TRAIN_IDS, NUM_EPOCHS, 3, build_network)
+    problem = Problem(NUM_CLASSES, LABELS, TRAIN_IDS, NUM_EPOCHS, batch_size, 3, build_network)
     return METHODS[name](METHODS[name].Config(**settings), problem)
 
 

@@ -10,6 +10,7 @@ from methods.separation.groups import (
     Separation,
     SeparationConfig,
     SeparationError,
+    require_finite,
     separate_loss,
     separate_quality,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "SeparationError",
     "fit_mixture",
     "mixture_posteriors",
+    "require_finite",
     "scale_to_unit",
     "separate_loss",
     "separate_quality",

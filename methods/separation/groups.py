@@ -35,6 +35,7 @@ __all__ = [
     "SeparationConfig",
     "SeparationError",
     "quality_prototypes",
+    "require_finite",
     "separate_loss",
     "separate_quality",
 ]
@@ -131,8 +132,8 @@ def separate_quality(
         SeparationError: a statistic is not finite; the message names network and sample_ids.
     """
     config = config or SeparationConfig()
-    _check_finite("loss", losses, sample_ids)
-    _check_finite("uncertainty", uncertainties, sample_ids)
+    require_finite("loss", losses, sample_ids)
+    require_finite("uncertainty", uncertainties, sample_ids)
     if losses.shape != uncertainties.shape:
         raise ValueError(
             f"separation: losses have shape {tuple(losses.shape)},"
@@ -188,7 +189,7 @@ def separate_loss(
         ValueError: no samples, or a label out of range.
         SeparationError: a loss is not finite; the message names network and sample_ids.
     """
-    _check_finite("loss", losses, sample_ids)
+    require_finite("loss", losses, sample_ids)
     scaled, config = scale_to_unit(losses), config or _DIVIDEMIX
     everywhere = torch.zeros(losses.shape[1], dtype=torch.int64)
     pooled = _clean_probability(scaled, everywhere, 1, config)
@@ -311,7 +312,7 @@ def _checked_labels(labels: Tensor, num_samples: int, num_classes: int) -> Tenso
     return labels
 
 
-def _check_finite(name: str, values: Tensor, sample_ids: Tensor | None) -> None:
+def require_finite(name: str, values: Tensor, sample_ids: Tensor | None) -> None:
     """Refuse NaN and infinity, naming the first ten samples of each network that has any."""
     if values.dim() != 2 or values.shape[1] == 0:
         raise ValueError(

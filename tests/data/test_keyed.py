@@ -91,3 +91,9 @@ def test_neighbouring_draws_are_uncorrelated_over_samples():
 def test_accepts_negative_and_large_keys():
     assert not np.array_equal(uniform(-1, 0, IDS, 0, 1), uniform(1, 0, IDS, 0, 1))
     np.testing.assert_array_equal(uniform(-1, 0, IDS, 0, 1), uniform(2**64 - 1, 0, IDS, 0, 1))
+
+
+def test_each_sample_may_have_its_own_view():
+    own = uniform(5, 1, IDS[:3], np.array([0, 4, 1 << 32]), 2)
+    for row, view in enumerate((0, 4, 1 << 32)):
+        np.testing.assert_array_equal(own[row], uniform(5, 1, IDS[row : row + 1], view, 2)[0])

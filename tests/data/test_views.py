@@ -298,3 +298,13 @@ def test_changing_one_key_leaves_the_other_defaults_on():
     config = ViewsConfig.model_validate({"weak": {"rotation": 5}, "strong": {"hue": 0.0}})
     assert config.weak == WeakViewConfig(rotation=5, horizontal_flip=0.5, vertical_flip=0.5)
     assert config.strong.brightness == StrongViewConfig().brightness > 0
+
+
+def test_a_sample_that_comes_up_again_has_other_views():
+    views, images = Views(ViewsConfig(), 3), random_images(1).expand(4, -1, -1, -1)
+    ids = torch.tensor([7, 7, 7, 7])
+    again = views(images, ids, 2, 0, "strong", np.array([0, 1, 2, 1]))
+    first = views(images[:1], ids[:1], 2, 0, "strong")
+    assert torch.equal(again[:1], first)
+    assert torch.equal(again[1], again[3])
+    assert len({again[i].numpy().tobytes() for i in range(3)}) == 3

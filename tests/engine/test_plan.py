@@ -6,6 +6,7 @@ from engine.plan import (
     num_steps,
     per_rank_batch_size,
     rank_slice,
+    repeat_numbers,
     whole_batches,
 )
 
@@ -106,6 +107,12 @@ def test_a_balanced_epoch_by_hand():
     for epoch in range(10):
         drawn = sorted(global_batches(0, epoch, ids, 2, labels).ravel())
         assert drawn in ([4, 7, 9, 9], [4, 8, 9, 9], [7, 8, 9, 9])
+
+
+def test_repeats_are_numbered_in_the_order_of_the_epoch():
+    batches = np.array([[5, 7, 9], [5, 5, 7]])
+    assert repeat_numbers(batches).tolist() == [[0, 0, 0], [1, 2, 1]]
+    assert not repeat_numbers(global_batches(0, 0, IDS, 8)).any()
 
 
 def test_fewer_places_than_classes_go_to_classes_in_turn():

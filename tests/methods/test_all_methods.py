@@ -184,8 +184,8 @@ def test_steps_ask_for_no_more_passes_than_they_announce(trainer, method):
         passes.update(dict.fromkeys(passes, 0))
 
 
-# With gradient and without, of each image that is trained on, and in the survey of all images: in the
-# first epoch and in the last. Of N images the README's formulas are N times these.
+# With gradient and without, of each image that is trained on, and in the survey of all images, in
+# the first epoch and in the last. Of N images the README's formulas are N times these.
 PASSES = {
     "cross_entropy": [(1, 0, 0), (1, 0, 0)],
     "gce": [(1, 0, 0), (1, 0, 0)],
@@ -275,7 +275,7 @@ def test_easy_images_are_learned_in_spite_of_wrong_labels(fresh_processes, metho
     views = Views(config.views, 0)
     task = Task(labels, ids, {}, None, colours.load, views, 0, num_epochs, 3)
     build = functools.partial(build_colour_network, config.model)
-    problem = Problem(3, labels, torch.from_numpy(ids), num_epochs, 0, build)
+    problem = Problem(3, labels, torch.from_numpy(ids), num_epochs, 16, 0, build)
     trainer = Trainer(
         start_processes(config.runtime), METHODS[method](config.method, problem), task,
         config.optim, config.evaluation,

@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 from small_problem import LABELS, build_ledger, build_method, make_batch
 
-from methods.method import MethodError
 from methods.mixmatch import mixup_coefficient
 
 
@@ -42,12 +41,6 @@ def test_predictions_are_those_of_the_one_network():
 
 
 # -- mixup -----------------------------------------------------------------------------------------
-
-
-def test_an_odd_number_of_samples_is_refused():
-    with pytest.raises(MethodError, match=r"method\.mixup_alpha.* got 3; change optim.batch_size"):
-        loss_and_logits(ids=[0, 1, 2], mixup_alpha=0.4)
-    loss_and_logits(ids=[0, 1, 2])  # without mixup any number will do
 
 
 def test_mixup_is_cross_entropy_of_mixed_images_and_labels():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import assert_gradient
 
 from methods.losses import (
     entropy,
@@ -29,27 +30,6 @@ def softmax(logits):
     """Written out in float64, apart from torch's."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
-
-
-def assert_gradient(function, point, step=1e-2, tolerance=2e-3):
-    """Compare with central differences.
-
-    In float32 a value of size 1 to 10 is exact to some 1e-6, its difference quotient to 1e-4, and
-    the cubic term that the quotient leaves out is of the same size; the tolerance is ample for both
-    and far below the gradients, which are of size 0.1 to 10.
-    """
-    point = point.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(point), point)
-    numeric = torch.zeros_like(point)
-    for index in np.ndindex(*point.shape):
-        moved = []
-        for sign in (1, -1):
-            shifted = point.detach().clone()
-            shifted[index] += sign * step
-            moved.append(function(shifted).item())
-        numeric[index] = (moved[0] - moved[1]) / (2 * step)
-    assert numeric.abs().max() > 0.1
-    torch.testing.assert_close(gradient, numeric, rtol=tolerance, atol=tolerance)
 
 
 # -- losses of each sample -------------------------------------------------------------------------

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_problem import draw
+from small_problem import build_method, draw
 
 from methods.losses import sharpen
 from methods.method import MethodError
@@ -24,9 +24,11 @@ def test_mixing_nothing_or_all(coefficient):
     assert mixed.tolist() == ([0, 1, 2, 3] if coefficient else [1, 0, 3, 2])
 
 
-def test_an_odd_number_of_samples_is_refused_with_the_keys():
-    with pytest.raises(MethodError, match=r"method\.mixup_alpha.* got 3; change optim.batch_size"):
-        mix_neighbours(torch.zeros(3, 1), 0.5)
+@pytest.mark.parametrize("name", ["cross_entropy", "elr_plus", "dividemix", "sscl"])
+def test_an_odd_number_of_samples_a_process_is_refused_with_the_keys(name):
+    with pytest.raises(MethodError, match=r"method\.mixup_alpha.* got 9; change optim.batch_size"):
+        build_method(name, batch_size=9, mixup_alpha=0.5)
+    build_method(name, batch_size=9, mixup_alpha=0.0)  # without mixup any number will do
 
 
 def test_coefficients_follow_the_beta_distribution_of_their_steps():

@@ -265,6 +265,18 @@ def test_averages_by_hand():
     assert average.copy.weight.tolist() == [1.875]
 
 
+def test_a_warm_start_is_the_mean_of_all_networks_while_those_are_few():
+    average = MomentumCopy(Counter(3.0), decay=0.75, warm_start=True)
+    for value, expected in [(5.0, 4.0), (7.0, 5.0), (9.0, 6.0), (10.0, 7.0)]:
+        average.update(Counter(value))
+        assert average.copy.weight.item() == pytest.approx(expected)
+    average.update(Counter(11.0))  # a fifth would be less than the quarter that decay leaves
+    assert average.copy.weight.item() == pytest.approx(8.0)
+    restored = MomentumCopy(Counter(0.0), decay=0.75, warm_start=True)
+    restored.load_state_dict(average.state_dict())
+    assert restored.num_updates == 5
+
+
 def test_an_average_starts_equal_and_apart():
     network = small()
     average = MomentumCopy(network, decay=0.9)

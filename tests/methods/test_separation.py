@@ -303,6 +303,30 @@ def test_loss_alone_by_hand():
     torch.testing.assert_close(separate_loss(losses), expected, rtol=0, atol=1e-6)
 
 
+def test_within_classes_a_class_that_is_learned_late_is_not_taken_for_noise():
+    # Class 1 has larger losses throughout; the wrong labels of both classes are the last ten.
+    losses = torch.linspace(0.0, 0.3, 50).repeat(2)
+    losses[40:50] += 2.0
+    losses[50:] += 1.5
+    losses[90:] += 2.0
+    labels = torch.arange(2).repeat_interleave(50)
+    wrong = (torch.arange(100) % 50) >= 40
+    clean = separate_loss(losses[None], labels=labels, num_classes=2)[0]
+    assert torch.equal(clean < 0.5, wrong)
+    assert not torch.equal(separate_loss(losses[None])[0] < 0.5, wrong)
+
+
+def test_a_small_class_takes_the_division_of_all_samples():
+    losses = torch.rand(2, 100, generator=torch.Generator().manual_seed(0)) ** 4
+    labels = (torch.arange(100) >= 71).long()  # 29 of class 1
+    pooled = separate_loss(losses)
+    clean = separate_loss(losses, labels=labels, num_classes=2)
+    assert torch.equal(clean[:, 71:], pooled[:, 71:])
+    assert not torch.equal(clean[:, :71], pooled[:, :71])
+    with pytest.raises(ValueError, match="expected 0..0"):
+        separate_loss(losses, labels=labels, num_classes=1)
+
+
 @pytest.mark.parametrize("num_samples", [1, 50])
 def test_equal_losses_count_as_clean(num_samples):
     assert separate_loss(torch.full((2, num_samples), 1.3)).tolist() == [[1.0] * num_samples] * 2
