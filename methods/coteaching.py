@@ -14,25 +14,21 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from engine import collectives
-from methods.method import Batch, Problem, Term, View
+from methods.method import Batch, Term, View
 from methods.pair import NUM_NETWORKS, Pair
+from methods.single import OneViewConfig
 
 __all__ = ["CoTeaching", "CoTeachingConfig", "keep_rate", "smallest_losses"]
 
 
-class CoTeachingConfig(BaseModel):
+class CoTeachingConfig(OneViewConfig):
     """Section ``method`` for ``method.name: coteaching``."""
 
-    model_config = ConfigDict(frozen=True)
-
     name: Literal["coteaching"] = "coteaching"
-    view: Literal["weak", "strong"] = Field(
-        "weak", description="Which view of a sample is trained on."
-    )
     forget_rate: float = Field(
         0.4, ge=0, lt=1, description="tau, share of a batch left out in the end: the noise rate."
     )
@@ -48,12 +44,9 @@ class CoTeaching(Pair):
     Config = CoTeachingConfig
     config: CoTeachingConfig
 
-    def __init__(self, config: CoTeachingConfig, problem: Problem) -> None:
-        super().__init__(config, problem)
-
     def views(self, epoch: int) -> Mapping[str, View]:
         """One view of each sample, the same for both networks."""
-        return {"image": View(self.config.view)}
+        return self.config.views()
 
     def forwards_per_image(self, epoch: int) -> dict[str, int]:
         """One pass of each network, with gradient."""

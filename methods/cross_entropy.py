@@ -6,29 +6,23 @@ Differs from the mixup authors' program: partners are neighbours in the shuffled
 ``methods.mixmatch``.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from methods.losses import soft_cross_entropy
-from methods.method import Batch, Problem, Term, View
+from methods.method import Batch, Problem, Term
 from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
-from methods.single import Single
+from methods.single import OneViewConfig, Single
 
 __all__ = ["CrossEntropy", "CrossEntropyConfig"]
 
 
-class CrossEntropyConfig(BaseModel):
+class CrossEntropyConfig(OneViewConfig):
     """Section ``method`` for ``method.name: cross_entropy``."""
 
-    model_config = ConfigDict(frozen=True)
-
     name: Literal["cross_entropy"] = "cross_entropy"
-    view: Literal["weak", "strong"] = Field(
-        "weak", description="Which view of a sample is trained on."
-    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of each target spread evenly over all classes."
     )
@@ -46,10 +40,6 @@ class CrossEntropy(Single):
     def __init__(self, config: CrossEntropyConfig, problem: Problem) -> None:
         super().__init__(config, problem)
         require_neighbours(config.mixup_alpha, problem)
-
-    def views(self, epoch: int) -> Mapping[str, View]:
-        """One view of each sample."""
-        return {"image": View(self.config.view)}
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Cross-entropy of each sample of the batch."""

@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from engine.ledger import Column
@@ -32,17 +32,12 @@ from methods.losses import early_learning_penalty, soft_cross_entropy
 from methods.method import Batch, Problem, Term, View
 from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
 from methods.pair import NUM_NETWORKS, Pair
-from methods.single import Single
+from methods.single import OneViewConfig, Single
 
 __all__ = ["ELR", "ELRConfig", "ELRPlus", "ELRPlusConfig", "running_target"]
 
 
-class _Common(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    view: Literal["weak", "strong"] = Field(
-        "weak", description="Which view of a sample is trained on."
-    )
+class _Common(OneViewConfig):
     beta: float = Field(
         0.7, ge=0, lt=1, description="Share of the old target that is kept at each epoch."
     )
@@ -73,10 +68,6 @@ class ELR(Single):
     Config = ELRConfig
     config: ELRConfig
 
-    def views(self, epoch: int) -> Mapping[str, View]:
-        """One view of each sample."""
-        return {"image": View(self.config.view)}
-
     def columns(self) -> dict[str, Column]:
         """The target of each sample."""
         shape = (self.problem.num_classes,)
@@ -104,7 +95,7 @@ class ELRPlus(Pair):
 
     def views(self, epoch: int) -> Mapping[str, View]:
         """One view of each sample, the same for both networks."""
-        return {"image": View(self.config.view)}
+        return self.config.views()
 
     def forwards_per_image(self, epoch: int) -> dict[str, int]:
         """One pass of each network with gradient, one of each average without."""

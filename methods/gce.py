@@ -7,29 +7,23 @@ Equation map: ``losses.generalised_cross_entropy`` L_q, eq. 6. The truncated var
 pruning alternates with training, is left out.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from methods.losses import generalised_cross_entropy
-from methods.method import Batch, Term, View
-from methods.single import Single
+from methods.method import Batch, Term
+from methods.single import OneViewConfig, Single
 
 __all__ = ["GCE", "GCEConfig"]
 
 
-class GCEConfig(BaseModel):
+class GCEConfig(OneViewConfig):
     """Section ``method`` for ``method.name: gce``."""
 
-    model_config = ConfigDict(frozen=True)
-
     name: Literal["gce"] = "gce"
-    view: Literal["weak", "strong"] = Field(
-        "weak", description="Which view of a sample is trained on."
-    )
     q: float = Field(
         0.7, gt=0, le=1, description="From cross-entropy (towards 0) to mean absolute error (1)."
     )
@@ -40,10 +34,6 @@ class GCE(Single):
 
     Config = GCEConfig
     config: GCEConfig
-
-    def views(self, epoch: int) -> Mapping[str, View]:
-        """One view of each sample."""
-        return {"image": View(self.config.view)}
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         """L_q of each sample of the batch."""
