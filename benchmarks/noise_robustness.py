@@ -62,7 +62,8 @@ def run(cell: Cell, out: Path, settings: Sequence[str]) -> str:
         sys.executable, str(ROOT / "launcher" / "run.py"), "--config", str(config),
         "--resume", "auto",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    search_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search_path}
     with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(command, env=environment, stdout=file, stderr=file).returncode
     return f"exit code {code}, see {log}" if code else ""

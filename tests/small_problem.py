@@ -7,6 +7,7 @@ from engine.ledger import Column, Ledger
 from methods import METHODS
 from methods.method import Batch, Problem
 from methods.networks import Network
+from methods.separation import CORRECT
 
 NUM_CLASSES = 3
 # Samples 0 and 1 are not among those that are trained on.
@@ -53,3 +54,28 @@ def make_batch(method, ledger, epoch, sample_ids=None, step=0):
         for place, name in enumerate(sorted(method.views(epoch)))
     }
     return Batch(ids, views, ledger.rows(ids, torch.device("cpu")), epoch, step)
+
+
+def build_pair(name, **settings):
+    """A method of two networks and its ledger, with averages that differ as they do in a run."""
+    method = build_method(name, **settings)
+    for number, average in enumerate(method.averages):
+        for parameter in average.parameters():
+            parameter += 0.3 * draw(*parameter.shape, seed=number)
+    return method, build_ledger(method)
+
+
+def judge(ledger, network, group, correct=0.5):
+    """Write one network's division of all samples: one group or one for each, and w of Correct."""
+    groups, posteriors = ledger["group"].clone(), ledger["posterior"].clone()
+    groups[:, network] = torch.as_tensor(group, dtype=torch.uint8)
+    posteriors[:, network, CORRECT] = correct
+    ledger.fill("group", groups)
+    ledger.fill("posterior", posteriors)
+
+
+def mean_labels(method, batch):
+    """Mean prediction (2, B, C) of each averaged network over the weak views."""
+    weak = [images for name, images in batch.views.items() if name.startswith("weak")]
+    return torch.stack([torch.stack([average(v) for v in weak]).mean(0)
+                        for average in method.averages])  # fmt: skip

@@ -7,10 +7,11 @@ from small_problem import (
     LABELS,
     NUM_CLASSES,
     TRAIN_IDS,
-    build_ledger,
-    build_method,
+    build_pair,
     draw,
+    judge,
     make_batch,
+    mean_labels,
 )
 
 from methods.losses import sharpen
@@ -24,21 +25,7 @@ GROUPS_OF_BATCH = [CORRECT, MIS_H, MIS_H, CORRECT, MIS_H, CORRECT, CORRECT, CORR
 
 
 def make_dividemix(**settings):
-    """DivideMix, its ledger, and averages that differ from the networks."""
-    method = build_method("dividemix", **SETTINGS | settings)
-    for number, average in enumerate(method.averages):
-        for parameter in average.parameters():
-            parameter += 0.3 * draw(*parameter.shape, seed=number)
-    return method, build_ledger(method)
-
-
-def judge(ledger, network, group, clean=0.5):
-    """Write one network's division of all samples: one group or one for each, and w."""
-    groups, posteriors = ledger["group"].clone(), ledger["posterior"].clone()
-    groups[:, network] = torch.as_tensor(group, dtype=torch.uint8)
-    posteriors[:, network, CORRECT] = clean
-    ledger.fill("group", groups)
-    ledger.fill("posterior", posteriors)
+    return build_pair("dividemix", **SETTINGS | settings)
 
 
 def cross_entropy(logits, targets):
@@ -217,19 +204,11 @@ def test_a_survey_that_is_not_finite_names_the_samples(loss_history):
 # -- MixMatch --------------------------------------------------------------------------------------
 
 
-def mean_labels(method, batch):
-    """(2, B, C) mean prediction of each average over both views as they are."""
-    return torch.stack(
-        [torch.stack([average(view) for view in batch.views.values()]).mean(0)
-         for average in method.averages]
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("step", "less_than_half"), [(0, False), (4, True)])
 @pytest.mark.parametrize("trained", [0, 1])
 def test_terms_equal_their_formulas(trained, step, less_than_half):
     method, ledger = make_dividemix(temperature=0.7, lambda_prior=0.3, lambda_u=10.0)
-    judge(ledger, 1 - trained, GROUPS_OF_BATCH + [CORRECT] * 4, clean=0.6)
+    judge(ledger, 1 - trained, GROUPS_OF_BATCH + [CORRECT] * 4, correct=0.6)
     batch = make_batch(method, ledger, TRAIN, step=step)
     labelled = mean_labels(method, batch)
     given = F.one_hot(LABELS[:8], NUM_CLASSES)
@@ -267,7 +246,7 @@ def test_terms_equal_their_formulas(trained, step, less_than_half):
 def test_each_network_is_trained_by_the_others_division(trained):
     method, ledger = make_dividemix()
     before = method(make_batch(method, ledger, TRAIN))
-    judge(ledger, 1 - trained, MIS_H, clean=0.1)
+    judge(ledger, 1 - trained, MIS_H, correct=0.1)
     after = method(make_batch(method, ledger, TRAIN))
     own, other = "ab"[trained], "ab"[1 - trained]
     for name in ("labelled", "unlabelled"):

@@ -8,10 +8,11 @@ from small_problem import (
     NUM_CLASSES,
     NUM_EPOCHS,
     TRAIN_IDS,
-    build_ledger,
-    build_method,
+    build_pair,
     draw,
+    judge,
     make_batch,
+    mean_labels,
 )
 
 from methods.losses import sharpen, supervised_contrastive
@@ -23,28 +24,7 @@ SETTINGS = {"warmup_epochs": 2, "projector_dim": 4, "lambda_prior": 0.5}
 
 
 def make_qmix(**settings):
-    """QMix, its ledger, and averages that differ from the networks as they do in a run."""
-    method = build_method("qmix", **SETTINGS | settings)
-    for number, average in enumerate(method.averages):
-        for parameter in average.parameters():
-            parameter += 0.3 * draw(*parameter.shape, seed=number)
-    return method, build_ledger(method)
-
-
-def judge(ledger, network, group, correct=0.5):
-    """Write one network's division of all samples: one group or one for each, and w^C."""
-    groups, posteriors = ledger["group"].clone(), ledger["posterior"].clone()
-    groups[:, network] = torch.as_tensor(group, dtype=torch.uint8)
-    posteriors[:, network, CORRECT] = correct
-    ledger.fill("group", groups)
-    ledger.fill("posterior", posteriors)
-
-
-def mean_labels(method, batch):
-    """Mean prediction (2, B, C) of each averaged network over the weak views."""
-    weak = [images for name, images in batch.views.items() if name.startswith("weak")]
-    return torch.stack([torch.stack([average(v) for v in weak]).mean(0)
-                        for average in method.averages])  # fmt: skip
+    return build_pair("qmix", **SETTINGS | settings)
 
 
 def cross_entropy(logits, targets):
