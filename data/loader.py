@@ -4,6 +4,7 @@ The data set never changes and yields (sample_id, image): labels, weights and gr
 on the training side, so workers that live as long as the run can never go stale.
 """
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -90,6 +91,12 @@ class ImageDataset(Dataset[Any]):
         return index, torch.from_numpy(image)
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to stop reaches workers too; the run ends them when it has saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _GivenBatches(Sampler[list[int]]):
     """Yields the batches that were set last; DataLoader asks it anew at each iteration."""
 
@@ -121,6 +128,7 @@ class SampleLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_run,
         )
 
     def __call__(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:

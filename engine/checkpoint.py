@@ -1,9 +1,10 @@
 """Checkpoints: complete or not there at all.
 
-A checkpoint is a folder ``checkpoints/epoch-0007`` with the method's weights and the ledger as
-safetensors, the optimiser's state, and ``state.json``: where the run stands, its configuration,
-versions and the checksum of each file. It is written under another name, flushed and renamed, so a
-process killed at any moment leaves the previous ones as they were.
+A checkpoint is a folder ``checkpoints/epoch-0007``, or ``epoch-0007-step-000040`` in the midst of
+the next epoch, with the method's weights and the ledger as safetensors, the optimiser's state, and
+``state.json``: where the run stands, its configuration, versions and the checksum of each file. It
+is written under another name, flushed and renamed, so a process killed at any moment leaves the
+previous ones as they were.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "Checkpoints", "Snapshot"]
+__all__ = ["CheckpointError", "Checkpoints", "Snapshot", "epoch_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +38,39 @@ class Snapshot:
 
     Attributes:
         epochs_done: Number of finished epochs; the run goes on at the epoch of this number.
+        steps_done: Steps taken in that epoch; with 0 it is yet to be surveyed and separated.
         method: Weights and buffers by name.
         ledger: Columns by name.
+        pending: What the steps of the epoch under way have noted: rows for the ledger, and sums of
+            the terms.
+        metrics: Metrics of the epoch under way.
+        seconds: Time spent on it.
         optimizer: State of the optimiser, and of the loss scaler in fp16; tensors and plain values.
         config: The resolved configuration as a tree.
         versions: Package name -> version.
     """
 
     epochs_done: int
+    steps_done: int
     method: Mapping[str, Tensor]
     ledger: Mapping[str, Tensor]
+    pending: Mapping[str, Tensor]
+    metrics: Mapping[str, float]
+    seconds: float
     optimizer: Mapping[str, Any]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder; later ones come later in the alphabet."""
+        epoch = epoch_folder(self.epochs_done)
+        return f"{epoch}-step-{self.steps_done:06d}" if self.steps_done else epoch
+
+
+def epoch_folder(epochs_done: int) -> str:
+    """Name of the checkpoint at the end of an epoch."""
+    return f"epoch-{epochs_done:04d}"
 
 
 class Checkpoints:
@@ -64,13 +85,17 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(self, snapshot: Snapshot) -> Path:
+    def save(self, snapshot: Snapshot, protected: Collection[str] = ()) -> Path:
         """Write a checkpoint and remove those that are no longer kept; one process calls this.
+
+        Args:
+            snapshot: What to write.
+            protected: Names of folders to keep however old.
 
         Raises:
             OSError: The disk is full or not writable; earlier checkpoints are untouched.
         """
-        target = self.folder / f"epoch-{snapshot.epochs_done:04d}"
+        target = self.folder / snapshot.name
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -84,7 +109,8 @@ class Checkpoints:
         temporary.rename(target)
         _flush(self.folder)
         for old in self._newest_first()[self.keep :]:
-            shutil.rmtree(old)
+            if old.name not in protected:
+                shutil.rmtree(old)
         return target
 
     def latest(self) -> Snapshot | None:
@@ -119,8 +145,12 @@ def load(folder: Path) -> Snapshot:
             raise CheckpointError(f"{folder}: {name} is missing or damaged")
     return Snapshot(
         epochs_done=state["epochs_done"],
+        steps_done=state["steps_done"],
         method=safetensors.torch.load_file(folder / "method.safetensors"),
         ledger=safetensors.torch.load_file(folder / "ledger.safetensors"),
+        pending=safetensors.torch.load_file(folder / "pending.safetensors"),
+        metrics=state["metrics"],
+        seconds=state["seconds"],
         optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
         config=state["config"],
         versions=state["versions"],
@@ -129,13 +159,16 @@ def load(folder: Path) -> Snapshot:
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
     """Write all files of a checkpoint, ``state.json`` with their checksums last."""
-    for name in ("method", "ledger"):
+    for name in ("method", "ledger", "pending"):
         tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(snapshot, name).items()}
         safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
     torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
     files = sorted(folder.iterdir())
     state = {
         "epochs_done": snapshot.epochs_done,
+        "steps_done": snapshot.steps_done,
+        "metrics": dict(snapshot.metrics),
+        "seconds": snapshot.seconds,
         "config": snapshot.config,
         "versions": snapshot.versions,
         "sha256": {file.name: _sha256(file) for file in files},

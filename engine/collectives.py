@@ -6,6 +6,7 @@ differently.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 __all__ = [
+    "MainProcessError",
     "all_equal",
     "all_reduce_sum",
     "all_reduce_sum_with_grad",
@@ -22,6 +24,7 @@ __all__ = [
     "gather_rows",
     "gather_with_grad",
     "num_ranks",
+    "on_main",
     "rank",
 ]
 
@@ -176,6 +179,29 @@ def broadcast(tensor: Tensor) -> Tensor:
     copy = _on_the_wire(_as_bytes(tensor[None]).clone())
     dist.broadcast(copy, src=0)
     return copy.view(tensor.dtype).reshape(tensor.shape).to(tensor.device)
+
+
+class MainProcessError(OSError):
+    """What stopped rank 0, on the others; rank 0 says it."""
+
+
+def on_main(action: Callable[[], object]) -> None:
+    """Do something on rank 0 while the others wait.
+
+    Raises:
+        OSError: It failed so on rank 0; :class:`MainProcessError` on the others.
+    """
+    failure = None
+    if rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            failure = error
+    message = gather_objects("" if failure is None else str(failure))[0]
+    if failure is not None:
+        raise failure
+    if message:
+        raise MainProcessError(message)
 
 
 def all_equal(value: str) -> bool:

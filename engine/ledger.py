@@ -7,6 +7,7 @@ the same table. Separation reads it, training reads its masks from it, checkpoin
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from engine import collectives
 
 __all__ = ["Column", "Ledger", "LedgerError"]
+
+
+_PENDING_PARTS = ("ids", "steps", "rows")
 
 
 class LedgerError(RuntimeError):
@@ -110,6 +114,15 @@ class Ledger:
             steps = torch.full_like(index, order)
             self._pending.setdefault(name, []).append((index, steps, entry))
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Forget what is written inside where it ends with an exception."""
+        try:
+            yield
+        except BaseException:
+            self._pending.clear()
+            raise
+
     def synchronise(self, *, expected_ids: Tensor | None = None) -> None:
         """Exchange the rows written since the last call; afterwards all ranks agree.
 
@@ -120,15 +133,18 @@ class Ledger:
         Raises:
             LedgerError: An expected id did not arrive or arrived twice; the same on each rank.
         """
-        names = sorted({name for names in collectives.gather_objects(list(self._pending))
-                        for name in names})  # fmt: skip
-        for name in names:
+        for name in self._pending_names():
             ids, steps, values = self._collect(name)
             if expected_ids is not None:
                 _require_each_once(name, ids, expected_ids)
             newest = _last_of_each(ids, steps)
             self._values[name][ids[newest]] = values[newest]
         self._pending.clear()
+
+    def _pending_names(self) -> list[str]:
+        """Columns that any rank has written to."""
+        names = collectives.gather_objects(list(self._pending))
+        return sorted({name for of_rank in names for name in of_rank})
 
     def _collect(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """All ranks' pending (ids, steps, rows) of a column, in rank order."""
@@ -150,10 +166,29 @@ class Ledger:
         return state.hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The table as name -> (N, ...) tensors."""
-        if self._pending:
-            raise LedgerError(f"columns {sorted(self._pending)} have rows not yet synchronised")
+        """The table as name -> (N, ...) tensors; :meth:`gather_pending` has the rest."""
         return dict(self._values)
+
+    def gather_pending(self) -> dict[str, Tensor]:
+        """All ranks' rows that wait for the exchange, for a checkpoint; a collective call.
+
+        Returns:
+            ``<column>/ids`` and ``<column>/steps`` (n,) int64 and ``<column>/rows`` (n, ...).
+        """
+        return {
+            f"{name}/{part}": tensor
+            for name in self._pending_names()
+            for part, tensor in zip(_PENDING_PARTS, self._collect(name), strict=True)
+        }
+
+    def load_pending(self, state: Mapping[str, Tensor]) -> None:
+        """Let the rows of :meth:`gather_pending` wait again, all of them on rank 0."""
+        self._pending.clear()
+        if collectives.rank() == 0:
+            for name in self.columns:
+                if f"{name}/ids" in state:
+                    ids, steps, rows = (state[f"{name}/{part}"] for part in _PENDING_PARTS)
+                    self._pending[name] = [(ids, steps, rows)]
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore a table of the same columns and length.

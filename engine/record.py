@@ -29,7 +29,18 @@ class RunConfig(BaseModel):
     seed: int = Field(
         0, ge=0, description="Of weights, order, views and, unless given there, noise."
     )
+    save_every_steps: int | None = Field(
+        None, ge=1,
+        description="Save in the midst of an epoch too, whenever the run's steps are a multiple of "
+        "this; unset = at the end of each epoch.",
+    )  # fmt: skip
     keep_checkpoints: int = Field(2, ge=1, description="How many of the newest are kept.")
+    keep_best: bool = Field(
+        True, description="Keep that of the best epoch by validation too, where there is one."
+    )
+    keep_every_epochs: int | None = Field(
+        None, ge=1, description="Keep those of every n-th epoch too; unset = none."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,15 +64,23 @@ class Record:
     """``metrics.jsonl``: one JSON object an epoch, with the key ``epoch``.
 
     Args:
-        path: The file.
-        first_epoch: Epoch that the run starts or goes on at; lines from there on, left by an
-            attempt that was cut off, are removed.
+        path: The file; nothing is written before :meth:`open`.
     """
 
-    def __init__(self, path: Path, first_epoch: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.history = [line for line in self.read(path) if line["epoch"] < first_epoch]
-        self._rewrite()
+        self.history: list[Metrics] = []
+
+    def open(self, first_epoch: int) -> None:
+        """Begin or go on.
+
+        Args:
+            first_epoch: Epoch that the run starts or goes on at; lines from there on, left by an
+                attempt that was cut off, are removed.
+        """
+        self.history = [line for line in self.read(self.path) if line["epoch"] < first_epoch]
+        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.history]
+        write_text(self.path, "".join(lines))
 
     @staticmethod
     def read(path: Path) -> list[Metrics]:
@@ -80,10 +99,6 @@ class Record:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def _rewrite(self) -> None:
-        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.history]
-        write_text(self.path, "".join(lines))
 
 
 class Summary(BaseModel):

@@ -17,7 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.config import ConfigError
 
-__all__ = ["ProcessEnvironment", "RuntimeConfig", "read_environment", "start_processes"]
+__all__ = [
+    "LostProcessError",
+    "ProcessEnvironment",
+    "RuntimeConfig",
+    "is_lost_process",
+    "read_environment",
+    "start_processes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +61,20 @@ def read_environment() -> ProcessEnvironment:
     return ProcessEnvironment(
         rank=int(os.environ.get("RANK", "0")), world_size=int(os.environ.get("WORLD_SIZE", "1"))
     )
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has gone, or has not answered in time."""
+
+
+# What torch's back ends say where a peer has gone or is silent; gloo has no exception for it.
+_SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout")
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an error of a collective call means that another process does not answer."""
+    text = str(error).lower()
+    return read_environment().world_size > 1 and any(sign in text for sign in _SIGNS_OF_LOSS)
 
 
 def start_processes(config: RuntimeConfig) -> Accelerator:

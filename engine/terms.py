@@ -76,6 +76,33 @@ class TermMeans:
             self._sums[name] = self._sums.get(name, torch.zeros_like(share)) + share
         self._num_steps += 1
 
+    def gather(self) -> dict[str, Tensor]:
+        """Every rank's sums, for a checkpoint; a collective call.
+
+        Returns:
+            ``mean/<term>`` (num_ranks,) and, where there was a step, ``num_steps`` ().
+        """
+        if not self._num_steps:
+            return {}
+        names = sorted(self._sums)
+        gathered = collectives.gather_rows(torch.stack([self._sums[name] for name in names])[None])
+        sums = {f"mean/{name}": gathered[:, i].cpu() for i, name in enumerate(names)}
+        return sums | {"num_steps": torch.tensor(self._num_steps)}
+
+    @classmethod
+    def scattered(cls, state: Mapping[str, Tensor], device: torch.device) -> "TermMeans":
+        """The means of :meth:`gather`: each rank's own, or all on rank 0 of another number."""
+        means = cls()
+        means._num_steps = int(state.get("num_steps", torch.tensor(0)))
+        for key, sums in state.items():
+            if key.startswith("mean/"):
+                if len(sums) == collectives.num_ranks():
+                    own = sums[collectives.rank()]
+                else:
+                    own = sums.sum() * (collectives.rank() == 0)
+                means._sums[key.removeprefix("mean/")] = own.to(device)
+        return means
+
     def reduce(self) -> dict[str, float]:
         """Mean of each term over steps and all ranks; a collective call."""
         names = sorted(self._sums)

@@ -12,7 +12,7 @@ from data.noise import CORRECT, MIS_H, MIS_L, InjectedNoise, inject
 from data.sources import Source, load_source
 from data.views import Views
 from engine import collectives
-from engine.trainer import Task
+from engine.task import Task
 from launcher.settings import Config
 from methods import METHODS
 from methods.method import Method, Problem

@@ -4,7 +4,7 @@ import argparse
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,20 @@ from accelerate import Accelerator
 from data.errors import DataError
 from data.manifest import TEST, TRAIN
 from data.sources import check_images
-from engine.checkpoint import CheckpointError, Checkpoints
+from engine import collectives
+from engine.checkpoint import CheckpointError
+from engine.collectives import MainProcessError
 from engine.config import ConfigError, differences, dump_config, load_config
+from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.plan import num_steps, per_rank_batch_size
-from engine.record import Record, write_text
-from engine.runtime import read_environment, start_processes
+from engine.record import write_text
+from engine.runtime import (
+    LostProcessError,
+    is_lost_process,
+    read_environment,
+    start_processes,
+)
+from engine.saving import Saver
 from engine.terms import NonFiniteLossError
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
@@ -39,6 +48,7 @@ USER_ERRORS = (
     SeparationError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
+EXIT_LOST_PROCESS = 3
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -72,20 +82,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format=f"%(asctime)s [rank {rank}] %(message)s",
         datefmt="%H:%M:%S",
     )
+    interrupts = Interrupts()
     try:
-        run(options)
+        with interrupts.listening():
+            run(options, interrupts)
     except USER_ERRORS as error:
         # Every process meets the same error and one of them says it, unless a file may have failed
         # one of them alone.
-        if rank == 0 or isinstance(error, (DataError, OSError)):
+        own = isinstance(error, DataError | OSError) and not isinstance(error, MainProcessError)
+        if rank == 0 or own:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except LostProcessError as error:
+        # The one that has gone cannot say it.
+        print(f"error: [rank {rank}] {error}", file=sys.stderr)
+        return EXIT_LOST_PROCESS
+    except RunInterruptedError as request:
+        if rank == 0:
+            print(request, file=sys.stderr)
+        return EXIT_INTERRUPTED
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, interrupts: Interrupts) -> None:
     """Check everything, then train to the end and print the result."""
     config = load_config(Config, options.config, options.overrides)
     accelerator = start_processes(config.runtime)
@@ -100,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
         if accelerator.is_main_process:
             print(describe_plan(config, data, method, accelerator.num_processes))
         return
-    history = train(config, data, accelerator)
+    history = train(config, data, accelerator, interrupts)
     if accelerator.is_main_process:
         manifest = data.source.manifest
         num_test = np.bincount(data.labels[manifest.where(TEST)], minlength=manifest.num_classes)
@@ -108,7 +129,9 @@ def run(options: argparse.Namespace) -> None:
         print(describe_result(history, config.run.dir, names, num_test.tolist()))
 
 
-def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dict[str, Any]]:
+def train(
+    config: Config, data: NoisyData, accelerator: Accelerator, interrupts: Interrupts
+) -> list[dict[str, Any]]:
     """Train, or go on training, in ``run.dir``; returns the record's lines on the main process."""
     if config.model.norm == "sync" and accelerator.device.type == "cpu":
         raise ModelError(
@@ -117,36 +140,53 @@ def train(config: Config, data: NoisyData, accelerator: Accelerator) -> list[dic
         )
     method = build_method(config, data)
     task = build_task(config, data, pin_memory=accelerator.device.type == "cuda")
-    trainer = Trainer(accelerator, method, task, config.optim, config.evaluation)
-    folder = config.run.dir
-    checkpoints = Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
-    tree = config.model_dump(mode="json")
-    snapshot = checkpoints.latest()
+    trainer = Trainer(
+        accelerator, method, task, config.optim, config.evaluation, interrupts.raise_if_asked
+    )
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")}
+    saver = Saver(trainer, config.run, config.model_dump(mode="json"), versions)
+    snapshot = saver.checkpoints.latest()
     if snapshot is not None:
         changed = differences(snapshot.config, config, MAY_CHANGE_ON_RESUME)
         if changed:
             raise CheckpointError(
-                f"{folder}: the checkpoint was made with other settings; " + "; ".join(changed)
+                f"{config.run.dir}: the checkpoint was made with other settings; "
+                + "; ".join(changed)
             )
-        trainer.restore(snapshot)
-        logger.info("going on after epoch %d of %d", snapshot.epochs_done, config.run.epochs)
+        logger.info(
+            "going on from %s, %d steps into epoch %d of %d",
+            snapshot.name, snapshot.steps_done, snapshot.epochs_done + 1, config.run.epochs,
+        )  # fmt: skip
     # Nobody writes before everybody has looked at what is there.
     accelerator.wait_for_everyone()
-    record = None
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", dump_config(config))
-        record = Record(folder / "metrics.jsonl", trainer.epochs_done)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")}
+    collectives.on_main(lambda: _begin_folder(config))
+    saver.restore(snapshot)
+    try:
+        trainer.fit(saver.finish_epoch, saver.finish_step)
+    except RunInterruptedError as request:
+        saver.save()
+        raise RunInterruptedError(
+            f"stopped by {request} in {trainer.phase}, all is saved; go on with --resume auto"
+        ) from request
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise LostProcessError(
+            f"another process has gone or did not answer within runtime.timeout_seconds "
+            f"{config.runtime.timeout_seconds:g}, in {trainer.phase}: {first_line(error)}; "
+            "go on with --resume auto"
+        ) from error
+    return saver.record.history
 
-    def finish_epoch(epoch: int, metrics: Mapping[str, Any]) -> None:
-        snapshot = trainer.snapshot(tree, versions)
-        if record is not None:
-            record.append(epoch, metrics)
-            checkpoints.save(snapshot)
 
-    trainer.fit(finish_epoch)
-    return [] if record is None else record.history
+def first_line(error: Exception) -> str:
+    """The message of an error without what follows its first line."""
+    return str(error).partition("\n")[0]
+
+
+def _begin_folder(config: Config) -> None:
+    config.run.dir.mkdir(parents=True, exist_ok=True)
+    write_text(config.run.dir / "config.yaml", dump_config(config))
 
 
 def _require_no_run(folder: Path) -> None:

@@ -10,18 +10,23 @@ from data.noise import NoiseConfig
 from data.sources import DataConfig
 from data.views import ViewsConfig
 from engine.optim import OptimConfig
+from engine.predictor import EvaluationConfig
 from engine.record import RunConfig
 from engine.runtime import RuntimeConfig
-from engine.trainer import EvaluationConfig
 from methods import METHODS
 from methods.networks import ModelConfig
 
 __all__ = ["MAY_CHANGE_ON_RESUME", "Config"]
 
-# Which keys a resumed run may change: they alter how a run is executed, not what it computes.
+# Which keys a resumed run may change: they alter how a run is executed, not what it computes; only
+# run.epochs makes another run of it, longer or shorter.
 MAY_CHANGE_ON_RESUME = (
     "run.dir",
+    "run.epochs",
+    "run.save_every_steps",
     "run.keep_checkpoints",
+    "run.keep_best",
+    "run.keep_every_epochs",
     "data.root",
     "data.num_workers",
     "data.cache",

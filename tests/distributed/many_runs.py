@@ -1,5 +1,6 @@
 """The launcher on ``config.yaml`` of each folder, one after another in the same processes.
 
+The runs go on where there is something to go on from, and may end because they were interrupted.
 Starting processes takes longer than training a tiny setting, so they are started once for all.
 """
 
@@ -9,6 +10,7 @@ from unittest.mock import patch
 
 from accelerate.state import AcceleratorState
 
+from engine.interrupts import EXIT_INTERRUPTED
 from launcher.run import main
 
 
@@ -19,8 +21,8 @@ def run_each(folders, start=lambda folder: None):
         for folder in map(Path, folders):
             AcceleratorState._reset_state(reset_partial_state=True)
             start(folder)
-            code = main(["--config", str(folder / "config.yaml")])
-            if code:
+            code = main(["--config", str(folder / "config.yaml"), "--resume", "auto"])
+            if code not in (0, EXIT_INTERRUPTED):
                 return code
     return 0
 

@@ -23,7 +23,7 @@ from engine import collectives
 from engine.trainer import Trainer
 from methods.method import Method
 
-forward, evaluate, to_single = Method.forward, Trainer.evaluate, Tensor.float
+forward, mean_terms, to_single = Method.forward, Trainer.mean_terms, Tensor.float
 
 
 def unless_double(tensor):
@@ -64,17 +64,21 @@ def forward_in_double(method, inputs):
         return forward(method, inputs)
 
 
-def noted_evaluate(trainer):
+def noted_means(trainer):
     """Called once an epoch, when the ranks have exchanged their rows."""
     columns = {name: trainer.ledger[name] for name in trainer.ledger}
     integers = {k: sha256(v) for k, v in columns.items() if not v.is_floating_point()}
     note(epoch=trainer.epochs_done, ledger=trainer.ledger.digest(), integers=integers)
-    return evaluate(trainer)
+    return mean_terms(trainer)
+
+
+def in_double():
+    torch.set_default_dtype(torch.float64)
+    Method.forward, Trainer.mean_terms = forward_in_double, noted_means
 
 
 def run():
-    torch.set_default_dtype(torch.float64)
-    Method.forward, Trainer.evaluate = forward_in_double, noted_evaluate
+    in_double()
     return run_each(sys.argv[1:], note_in)
 
 

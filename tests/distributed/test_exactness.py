@@ -14,6 +14,7 @@ from torch import Tensor
 
 RECORD_RUN = Path(__file__).with_name("record_run.py")
 MEAN_OF_MEANS = Path(__file__).with_name("mean_of_means.py")
+INTERRUPTED_RUNS = Path(__file__).with_name("interrupted_runs.py")
 SAME_SLICE = Path(__file__).with_name("same_slice.py")
 
 # Of tiny_config: 96 of 128 images are trained on, 16 at a time, for three epochs.
@@ -127,6 +128,35 @@ def test_weights_and_statistics_agree(run, case, num_processes):
         torch.testing.assert_close(column, alone.ledger[name], rtol=1e-6, atol=0, equal_nan=True)
     for line, expected in zip(together.metrics, alone.metrics, strict=True):
         assert line["eval/accuracy"] == expected["eval/accuracy"]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """Runs cut off in step 3 on two processes, in step 9 on one, and ended on four."""
+    folder = tmp_path_factory.mktemp("resumed")
+    folders = write_cases(folder)
+    for num_processes, asked_in in ((2, 3), (1, 9), (4, NUM_STEPS)):
+        arguments = [str(asked_in), *(str(f) for f in folders)]
+        result = launch(INTERRUPTED_RUNS, arguments, num_processes, folder)
+        assert result.returncode == 0, result.stderr[-3000:]
+    return {case: of_case for case, of_case in zip(CASES, folders, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_in_mid_epoch_on_other_numbers_of_processes(run, resumed, case):
+    whole, cut = run(case, 1), read_run(resumed[case])
+    first = [line["sample_ids"] for line in cut.ranks[0] if "step" in line]
+    # Two processes took steps 0 to 3, one 4 to 9, four the rest: no step was lost or taken twice.
+    assert [len(ids) for ids in first] == [8] * 4 + [16] * 6 + [4] * 8
+    assert relative_difference(cut.weights, whole.weights) < TOLERANCE
+    for name, column in cut.ledger.items():
+        torch.testing.assert_close(column, whole.ledger[name], rtol=1e-6, atol=0, equal_nan=True)
+    for line, expected in zip(cut.metrics, whole.metrics, strict=True):
+        assert line.keys() == expected.keys()
+        assert line["eval/accuracy"] == expected["eval/accuracy"]
+        for name in (name for name in line if name.startswith("train/")):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -8,9 +8,13 @@ from engine import checkpoint
 from engine.checkpoint import CheckpointError, Checkpoints, Snapshot, load
 
 
-def make(epochs_done):
+def make(epochs_done, steps_done=0):
     return Snapshot(
         epochs_done=epochs_done,
+        steps_done=steps_done,
+        pending={"group/ids": torch.tensor([3])},
+        metrics={"separation/auc": 0.5},
+        seconds=1.5,
         method={"weight": torch.full((3,), float(epochs_done))},
         ledger={"label": torch.arange(4)},
         optimizer={"optimizer": {"state": {0: {"step": torch.tensor(2.0)}}}, "scaler": {}},
@@ -27,6 +31,27 @@ def test_what_is_saved_comes_back(tmp_path):
     assert snapshot.ledger["label"].tolist() == [0, 1, 2, 3]
     assert snapshot.optimizer["optimizer"]["state"][0]["step"] == 2
     assert snapshot.config == {"run": {"seed": 1}}
+
+
+def test_a_checkpoint_in_the_midst_of_an_epoch_comes_after_that_of_its_start(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for epochs_done, steps_done in ((2, 0), (2, 9), (2, 10)):
+        checkpoints.save(make(epochs_done, steps_done))
+    names = ["epoch-0002", "epoch-0002-step-000009", "epoch-0002-step-000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    newest = checkpoints.latest()
+    assert (newest.epochs_done, newest.steps_done, newest.seconds) == (2, 10, 1.5)
+    assert newest.pending["group/ids"].tolist() == [3]
+    assert newest.metrics == {"separation/auc": 0.5}
+    checkpoints.save(make(3))
+    assert checkpoints.latest().epochs_done == 3
+
+
+def test_protected_ones_are_kept_however_old(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for epoch in (1, 2, 3):
+        checkpoints.save(make(epoch), protected={"epoch-0001"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-0001", "epoch-0003"]
 
 
 def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):

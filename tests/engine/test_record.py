@@ -7,7 +7,8 @@ from engine.record import Record, summarise
 
 
 def test_one_strict_json_line_an_epoch(tmp_path):
-    record = Record(tmp_path / "metrics.jsonl", 0)
+    record = Record(tmp_path / "metrics.jsonl")
+    record.open(0)
     record.append(0, {"eval/kappa": 0.5, "eval/auroc": math.nan})
     record.append(1, {"eval/kappa": math.inf})
     lines = [json.loads(line) for line in record.path.read_text().splitlines()]
@@ -21,7 +22,8 @@ def test_one_strict_json_line_an_epoch(tmp_path):
 def test_going_on_removes_later_lines_and_a_torn_one(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    record = Record(path, first_epoch=2)
+    record = Record(path)
+    record.open(first_epoch=2)
     assert [line["epoch"] for line in record.history] == [0, 1]
     record.append(2, {"new": 1})
     assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2, "new": 1}\n'

@@ -34,3 +34,16 @@ def test_means_are_over_steps():
     means.add({"a": torch.tensor(2.0)})
     assert means.reduce() == {"a": 1.5}
     assert TermMeans().reduce() == {}
+
+
+def test_means_go_on_where_they_were_saved():
+    means = TermMeans()
+    assert means.gather() == {}
+    means.add({"a": torch.tensor(1.0), "b": torch.tensor(5.0)})
+    restored = TermMeans.scattered(means.gather(), torch.device("cpu"))
+    assert restored.reduce() == means.reduce() == {"a": 1.0, "b": 5.0}
+    restored.add({"a": torch.tensor(2.0), "b": torch.tensor(0.0)})
+    assert restored.reduce() == {"a": 1.5, "b": 2.5}
+    # Saved by two processes, gone on with by one.
+    state = {"mean/a": torch.tensor([1.0, 3.0]), "num_steps": torch.tensor(2)}
+    assert TermMeans.scattered(state, torch.device("cpu")).reduce() == {"a": 2.0}

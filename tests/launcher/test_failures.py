@@ -161,7 +161,7 @@ def test_a_damaged_image_is_named(refused, tmp_path, arguments):
 def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(refused, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr(Checkpoints, "save", lambda self, snapshot: (_ for _ in ()).throw(full))
+        patch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(full))
         assert "No space left on device" in refused()
     arguments = ["--config", str(tmp_path / "config.yaml")]
     assert main(arguments) == 2  # the folder is taken

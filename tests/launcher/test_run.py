@@ -1,12 +1,11 @@
-import json
 import math
 import shutil
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 from method_settings import METHOD_SETTINGS, write_config
+from run_folders import assert_equal_trees, read_checkpoint, read_record, untimed
 
 from engine.checkpoint import Checkpoints
 from engine.config import load_config
@@ -45,43 +44,9 @@ def copied(finished, tmp_path):
     return tmp_path / "run"
 
 
-def read_record(folder):
-    text = (folder / "metrics.jsonl").read_text()
-    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-
-
-def untimed(lines):
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-
-
 def contents(folder):
     """Every file below a folder with its bytes."""
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def assert_equal_trees(ours, theirs):
-    """Nested containers are equal, their tensors bit by bit."""
-    assert type(ours) is type(theirs)
-    if isinstance(ours, torch.Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert_equal_trees(ours[key], theirs[key])
-    elif isinstance(ours, list | tuple):
-        for our_item, their_item in zip(ours, theirs, strict=True):
-            assert_equal_trees(our_item, their_item)
-    else:
-        assert ours == theirs
-
-
-def read_checkpoint(folder, epochs_done=3):
-    path = folder / "checkpoints" / f"epoch-{epochs_done:04}"
-    return {
-        "method": safetensors.torch.load_file(path / "method.safetensors"),
-        "ledger": safetensors.torch.load_file(path / "ledger.safetensors"),
-        "optimizer": torch.load(path / "optimizer.pt", weights_only=True),
-    }
 
 
 # -- a whole run -----------------------------------------------------------------------------------
@@ -92,8 +57,10 @@ def test_the_run_folder_holds_config_record_and_newest_checkpoints(finished):
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoints", "config.yaml", "metrics.jsonl"
     ]  # fmt: skip
-    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
-    assert names == ["epoch-0002", "epoch-0003"]
+    names = {p.name for p in (folder / "checkpoints").iterdir()}
+    kappas = [line["validation/kappa"] for line in read_record(folder)]
+    best = f"epoch-{kappas.index(max(kappas)) + 1:04}"
+    assert names == {"epoch-0002", "epoch-0003", best}
 
 
 def test_the_resolved_config_loads_back_equal(finished):
@@ -203,10 +170,10 @@ def interrupt(monkeypatch):
     save = Checkpoints.save
 
     def arm(epochs_done):
-        def stop(self, snapshot):
+        def stop(self, snapshot, protected=()):
             if snapshot.epochs_done == epochs_done:
                 raise KeyboardInterrupt
-            return save(self, snapshot)
+            return save(self, snapshot, protected)
 
         monkeypatch.setattr(Checkpoints, "save", stop)
 
@@ -272,7 +239,12 @@ def test_resuming_may_change_how_a_run_is_carried_out(launch, finished, copied, 
     folder, method = finished
     shutil.rmtree(copied / "checkpoints" / "epoch-0003")
     copied.rename(tmp_path / "moved")
-    overrides = ["data.cache=memory", "runtime.device=cpu", "run.keep_checkpoints=1"]
+    overrides = [
+        "data.cache=memory",
+        "runtime.device=cpu",
+        "run.keep_checkpoints=1",
+        "run.keep_best=false",
+    ]
     assert launch("--resume", "auto", *overrides, method=method, folder="moved") == 0
     assert_equal_trees(read_checkpoint(tmp_path / "moved"), read_checkpoint(folder))
     assert len(list((tmp_path / "moved" / "checkpoints").iterdir())) == 1

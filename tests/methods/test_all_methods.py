@@ -13,7 +13,8 @@ from data.views import Views
 from engine.config import ConfigError, load_config
 from engine.ledger import Column
 from engine.runtime import start_processes
-from engine.trainer import Task, Trainer
+from engine.task import Task
+from engine.trainer import Trainer
 from launcher.settings import Config
 from methods import METHODS
 from methods.method import Problem
@@ -43,10 +44,8 @@ def trainer(request, fresh_processes):
 def run_epochs(trainer):
     """Take the epochs one by one; yields after each."""
     for epoch in range(NUM_EPOCHS):
-        if trainer.method.needs_survey(epoch):
-            trainer.survey(epoch)
-        if trainer.method.separates(epoch):
-            trainer.separate(epoch)
+        trainer.prepare_epoch(epoch)
+        trainer.steps_done = 0
         trainer.train_epoch(epoch)
         trainer.ledger.synchronise()
         yield epoch

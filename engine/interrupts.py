@@ -1,0 +1,58 @@
+"""Being asked to stop: a signal sets a flag, and all ranks look at it together between steps.
+
+A cluster that takes its machines back sends SIGTERM, or a signal of one's choice some time before
+(SLURM's ``--signal=USR1@120``). Ranks get it at different moments. Each only notes it; at the next
+boundary all learn whether any was asked, so they stop at the same step, save, and exit alike.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from engine import collectives
+
+__all__ = ["EXIT_INTERRUPTED", "SIGNALS", "Interrupts", "RunInterruptedError"]
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
+EXIT_INTERRUPTED = 75
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class RunInterruptedError(Exception):
+    """The run was asked to stop, and all ranks stand at the same boundary."""
+
+
+class Interrupts:
+    """The signals that this process was sent."""
+
+    def __init__(self) -> None:
+        self._received = torch.zeros(len(SIGNALS), dtype=torch.int64)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, note signals instead of dying of them."""
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Nothing else: a handler runs between any two instructions, in the midst of a collective.
+        self._received[SIGNALS.index(signal.Signals(number))] += 1
+
+    def raise_if_asked(self) -> None:
+        """A boundary, which all ranks reach together.
+
+        Raises:
+            RunInterruptedError: Some rank was asked to stop; on all ranks alike.
+        """
+        received = collectives.all_reduce_sum(self._received)
+        names = [s.name for s, count in zip(SIGNALS, received.tolist(), strict=True) if count]
+        if names:
+            raise RunInterruptedError(" and ".join(names))

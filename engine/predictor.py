@@ -1,0 +1,99 @@
+"""Predictions of many samples, for surveys and evaluation."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from tqdm import tqdm
+
+from engine import collectives
+from engine.ledger import Column, Ledger
+from engine.metrics import classification_metrics
+from engine.plan import whole_batches
+from engine.task import IntArray, Task
+from methods.method import Method, View
+
+__all__ = ["EvaluationConfig", "Predictor", "progress_bar"]
+
+
+class EvaluationConfig(BaseModel):
+    """Section ``evaluation``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_size: int = Field(
+        128, ge=1, description="Images a process predicts at a time, in surveys and evaluation."
+    )
+
+
+class Predictor:
+    """Predicts with the unwrapped method, every sample on one rank.
+
+    Args:
+        accelerator: Device and processes.
+        method: The method.
+        task: Images and views.
+        config: Section ``evaluation``.
+        at_boundary: Called by all ranks together after each batch; may raise to end the run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        method: Method,
+        task: Task,
+        config: EvaluationConfig,
+        at_boundary: Callable[[], None],
+    ) -> None:
+        self.accelerator, self.method, self.task = accelerator, method, task
+        self.batch_size, self.at_boundary = config.batch_size, at_boundary
+
+    @torch.no_grad()
+    def batches(self, ids: IntArray, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (sample_ids (B,), probabilities (M, B, C)).
+
+        Ranks may hold different numbers of batches; all go through as many boundaries.
+        """
+        collectives.average_batch_statistics(self.method)
+        self.method.eval()
+        rank, num_ranks = collectives.rank(), collectives.num_ranks()
+        mine = whole_batches(ids, self.batch_size, rank, num_ranks)
+        loaded = progress_bar(self.task.loader(mine), len(mine), phase, self.accelerator)
+        for sample_ids, images in loaded:
+            images = images.to(self.accelerator.device, non_blocking=True)
+            plain = self.task.views(images, sample_ids, 0, 0, View("plain").kind)
+            plain = plain.contiguous(memory_format=torch.channels_last)
+            yield sample_ids, self.method(plain)
+            self.at_boundary()
+        most = len(whole_batches(ids, self.batch_size, 0, num_ranks))
+        for _ in range(most - len(mine)):
+            self.at_boundary()
+
+    def mean(self, ids: IntArray) -> NDArray[np.float32]:
+        """Mean class probabilities (len(ids), C) float32 of the method, on every rank."""
+        column = Column((self.task.num_classes,), torch.float32, float("nan"), "mean prediction")
+        table = Ledger(len(self.task.labels), {"probability": column})
+        for sample_ids, probabilities in self.batches(ids, "evaluation"):
+            table.write(sample_ids, probability=probabilities.mean(0))
+        table.synchronise(expected_ids=torch.from_numpy(ids))
+        return table["probability"][ids].numpy()
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the mean prediction on each evaluation set."""
+        metrics: dict[str, float] = {}
+        for name, ids in self.task.evaluation_ids.items():
+            found = classification_metrics(self.mean(ids), self.task.labels[ids].numpy())
+            metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        return metrics
+
+
+def progress_bar(
+    batches: Iterator[tuple[Tensor, Tensor]], total: int, phase: str, accelerator: Accelerator
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches, with a progress bar on the main process, where the output is a terminal."""
+    hidden = None if accelerator.is_main_process else True
+    return tqdm(batches, total=total, desc=phase, unit="batch", leave=False, disable=hidden)

@@ -1,0 +1,71 @@
+"""What a run leaves behind as it goes: a line of metrics an epoch, and checkpoints."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from engine import collectives
+from engine.checkpoint import Checkpoints, Snapshot, epoch_folder
+from engine.record import Record, RunConfig, summarise
+from engine.trainer import Trainer
+
+__all__ = ["Saver"]
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Records and saves; every method is a collective call, and rank 0 alone writes.
+
+    Args:
+        trainer: What is saved.
+        config: Section ``run``.
+        tree: The whole configuration, for the checkpoint.
+        versions: Package name -> version, likewise.
+
+    Raises:
+        OSError: The disk is full or not writable; from every method, on all ranks.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: RunConfig,
+        tree: Mapping[str, Any],
+        versions: Mapping[str, str],
+    ) -> None:
+        self.trainer, self.config, self.tree, self.versions = trainer, config, tree, versions
+        self.checkpoints = Checkpoints(config.dir / "checkpoints", config.keep_checkpoints)
+        self.record = Record(config.dir / "metrics.jsonl")
+
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """Go on from a snapshot, or begin; the record loses later lines."""
+        if snapshot is not None:
+            self.trainer.restore(snapshot)
+        collectives.on_main(lambda: self.record.open(self.trainer.epochs_done))
+
+    def finish_epoch(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Record an epoch and save."""
+        collectives.on_main(lambda: self.record.append(epoch, metrics))
+        self.save()
+
+    def finish_step(self, step: int) -> None:
+        """Save where the configuration asks for it, after ``step`` steps of the run."""
+        if self.config.save_every_steps and step % self.config.save_every_steps == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint; it is complete when any rank goes on."""
+        snapshot = self.trainer.snapshot(self.tree, self.versions)
+        collectives.on_main(lambda: self.checkpoints.save(snapshot, self._protected()))
+
+    def _protected(self) -> set[str]:
+        """Checkpoints to keep however old they are."""
+        history, every = self.record.history, self.config.keep_every_epochs
+        epochs = [line["epoch"] + 1 for line in history]
+        names = {epoch_folder(epoch) for epoch in epochs if every and epoch % every == 0}
+        if self.config.keep_best and history:
+            summary = summarise(history, [])
+            if summary.selected_on == "validation":
+                names.add(epoch_folder(summary.best_epoch + 1))
+        return names

@@ -1,0 +1,23 @@
+"""Recorded runs of which the last rank is sent a signal in a step, whose number comes first."""
+
+import os
+import signal
+import sys
+
+import record_run
+from many_runs import run_each
+
+from engine import collectives
+from engine.trainer import Trainer
+
+if __name__ == "__main__":
+    asked_in, take_step = int(sys.argv.pop(1)), Trainer._step
+
+    def step_with_signal(trainer, sample_ids, views, epoch, step):
+        if step == asked_in and collectives.rank() == collectives.num_ranks() - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return take_step(trainer, sample_ids, views, epoch, step)
+
+    Trainer._step = step_with_signal
+    record_run.in_double()
+    sys.exit(run_each(sys.argv[1:], record_run.note_in))
