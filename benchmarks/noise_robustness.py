@@ -3,9 +3,10 @@
 ``python benchmarks/noise_robustness.py --out runs/robustness --jobs 2``. A cell of the grid, say
 ``digits-sym40-qmix-seed0``, is a run of the launcher in a folder of that name below ``--out``.
 Beside it lie ``<cell>.yaml``, its whole configuration, which ``python launcher/run.py --config``
-takes by hand, and ``<cell>.log``. Finished cells are skipped and those that were cut off are
-resumed, so the benchmark can be stopped and started again at will. Start it in a new folder after
-changing code: a cell knows its settings, not the code that made it.
+takes by hand, and ``<cell>.log``; ``figures.json`` holds every figure by seed. Finished cells are
+skipped and those that were cut off are resumed, so the benchmark can be stopped and started again
+at will. Start it in a new folder after changing code: a cell knows its settings, not the code that
+made it.
 """
 
 import argparse
@@ -157,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report(results, goals, long=options.long))
     for line in missing_cells(cells, finished, failures):
         print(line)
-    print(to_json(results, goals))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "figures.json", to_json(results, goals))
     return 1 if failures else 0
 
 

@@ -28,6 +28,10 @@ def write_record(folder, num_lines, num_epochs=3):
     (folder / "metrics.jsonl").write_text("".join(lines))
 
 
+def figures(out):
+    return json.loads((out / "figures.json").read_text())["results"]
+
+
 def test_unfinished_runs_stay_out_of_the_table(tmp_path, capsys):
     write_record(tmp_path / "digits-sym40-qmix-seed0", 3)
     write_record(tmp_path / "digits-sym40-qmix-seed1", 2)
@@ -36,7 +40,7 @@ def test_unfinished_runs_stay_out_of_the_table(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "| qmix | 0.500 (0.500), n = 1 |" in lines
     assert "not in the tables, since not finished: digits 2 of 3 runs" in lines
-    by_noise = json.loads(lines[-1])["results"]["digits"]
+    by_noise = figures(tmp_path)["digits"]
     assert by_noise["sym40"]["qmix"]["last/kappa"]["by_seed"] == {"0": 0.5}
 
 
@@ -46,7 +50,7 @@ def test_beds_without_files_are_left_out_in_one_line(tmp_path, capsys, monkeypat
     assert noise_robustness.main(arguments) == 0
     captured = capsys.readouterr()
     assert "left out: busi, deepdrid; MEDNOISE_REALDATA names no folder\n" in captured.err
-    assert json.loads(captured.out.splitlines()[-1])["results"] == {}
+    assert figures(tmp_path / "out") == {}
 
 
 @pytest.mark.parametrize("setting", ["run.seed=3", "noise.mis_h=0.1", "method={name: qmix}"])
@@ -74,8 +78,8 @@ def tiny_grid(tmp_path, monkeypatch):
 def test_a_grid_runs_skips_what_is_finished_and_resumes_the_rest(tiny_grid, capsys, monkeypatch):
     out, arguments = tiny_grid
     assert noise_robustness.main(arguments) == 0
-    first = capsys.readouterr().out.splitlines()[-1]
-    by_seed = json.loads(first)["results"]["synthetic"]["mixed"]["qmix"]["last/kappa"]["by_seed"]
+    first = figures(out)
+    by_seed = first["synthetic"]["mixed"]["qmix"]["last/kappa"]["by_seed"]
     assert list(by_seed) == ["1"]
 
     # Cut off in the second epoch: its line is gone and so is its checkpoint.
@@ -93,9 +97,11 @@ def test_a_grid_runs_skips_what_is_finished_and_resumes_the_rest(tiny_grid, caps
     monkeypatch.setattr(subprocess, "run", noted_run)
     # Where a run is executed may change.
     assert noise_robustness.main([*arguments, "--set", "runtime.device=cpu"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == first
+    assert figures(out) == first
     assert [parse_arguments(command[2:]).config for command in started] == [out / f"{name}.yaml"]
-    assert "going on after epoch 1 of 2" in (out / f"{name}.log").read_text()
+    assert (
+        "going on from epoch-0001, 0 steps into epoch 2 of 2" in (out / f"{name}.log").read_text()
+    )
     # What lies beside the run is the run's configuration, to be used by hand.
     beside = load_config(Config, out / f"{name}.yaml")
     assert beside == load_config(Config, out / name / "config.yaml")
@@ -121,7 +127,7 @@ def test_failures_are_named_and_the_others_go_on(tiny_grid, capsys, monkeypatch)
     assert f"synthetic-mixed-cross_entropy-seed1, exit code 2, see {log}\n" in output
     assert "error: " in log.read_text()
     assert "synthetic-mixed-gce-seed1, command line: method.name: " in output
-    assert json.loads(output.splitlines()[-1])["results"] == {}
+    assert figures(out) == {}
 
 
 def test_a_failure_of_many_runs_is_named_once(tiny_grid, capsys):
