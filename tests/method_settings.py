@@ -53,7 +53,7 @@ def tiny_config(method: str, /, **sections: dict) -> dict:
         "evaluation": {"batch_size": 16},
     }
     for name, values in sections.items():
-        config[name] = {**config[name], **values}
+        config[name] = {**config.get(name, {}), **values}
     return config
 
 

@@ -1,7 +1,12 @@
 """A rank that is killed takes the others with it, and nothing is lost."""
 
+import os
+import re
+import signal
+
 import pytest
-from kills import kill_again_and_again
+from kills import begin, kill_again_and_again, ranks_of, start, wait_until_begun
+from method_settings import write_config
 
 
 @pytest.mark.slow
@@ -11,3 +16,22 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone(tmp
     logs = [path.read_text() for path in tmp_path.glob("run-*/log")]
     assert any("another process has gone or did not answer" in log for log in logs)
     assert not any("this is a defect" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_given_up_with_the_phase(tmp_path):
+    folder = begin(tmp_path / "hangs")
+    run = {"dir": str(folder / "run"), "epochs": 50}
+    write_config(folder, "qmix", run=run, runtime={"timeout_seconds": 5.0})
+    launcher = start(folder)
+    wait_until_begun(launcher, folder)
+    hung = ranks_of(launcher)[1]
+    os.kill(hung, signal.SIGSTOP)
+    assert launcher.wait(timeout=90) != 0
+    log = (folder / "log").read_text()
+    said = r"error: \[rank 0\] another process has gone or did not answer within "
+    phase = "(epoch|survey|separation|evaluation)"
+    assert re.search(rf"{said}runtime.timeout_seconds 5, in {phase} ", log)
+    assert "go on with --resume auto" in log
+    with pytest.raises(ProcessLookupError):
+        os.kill(hung, 0)
