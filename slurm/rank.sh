@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# One rank, as an srun task: rank.sh FOLDER COMMAND...
+# Leaves a file in the folder where the rank was stopped by a signal, or failed.
+set -euo pipefail
+folder=$1
+shift
+
+# A lone process needs no process group.
+if ((SLURM_NTASKS > 1)); then
+    export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+fi
+
+# The signals of a job reach this shell as well, which has to outlive the command.
+trap : USR1 TERM
+code=0
+"$@" || code=$?
+
+case $code in
+    0) ;;
+    75)
+        # Stopped with a checkpoint. Not an error to srun, which would end the ranks that are about
+        # to say the same, and return that it killed them.
+        touch "$folder/stopped"
+        code=0
+        ;;
+    138) touch "$folder/stopped" ;; # killed by USR1 (128 + 10), before it was listening
+    143) ;;                         # by TERM, as srun does to the others when a rank has failed
+    *) touch "$folder/failed" ;;
+esac
+exit "$code"
