@@ -1,0 +1,248 @@
+"""Sweeps: the file, its cells, running one of them, and the table."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+from method_settings import tiny_config
+from processes import ROOT
+from run_folders import read_record
+
+from engine.config import ConfigError, load_config
+from engine.interrupts import EXIT_INTERRUPTED
+from launcher import sweep as module
+from launcher.sweep import Sweep, cells_of, main, state_of
+
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a sweep of tiny runs, 2 methods x 1 noise x 2 seeds, with keys replaced."""
+
+    def write_sweep(**replaced):
+        base = tmp_path / "base.yaml"
+        base.write_text(yaml.safe_dump(tiny_config("cross_entropy", run={"epochs": 2})))
+        tree = {
+            "base": str(base),
+            "out": str(tmp_path / "out"),
+            "methods": {"ce": {"name": "cross_entropy"}, "gce": {"name": "gce", "q": 0.5}},
+            "noises": {"sym20": {"kind": "symmetric", "mis_h": 0.2}},
+            "seeds": [3, 5],
+        }
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({**tree, **replaced}))
+        return path
+
+    return write_sweep
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Has the launcher note what it was started with and end with ``codes``, in turn."""
+    calls, codes = [], [0]
+
+    def run(arguments):
+        calls.append(arguments)
+        return codes.pop(0)
+
+    monkeypatch.setattr(module.launcher, "main", run)
+    monkeypatch.setattr(module, "queued_jobs", lambda: None)
+    return calls, codes
+
+
+def first_cell(path):
+    return cells_of(load_config(Sweep, path))[0]
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def test_cells_come_seed_by_seed_and_differ_in_what_their_names_say(write):
+    cells = cells_of(load_config(Sweep, write(settings=["optim.lr=0.5"])))
+    assert [str(cell) for cell in cells] == [
+        "sym20-ce-seed3", "sym20-gce-seed3", "sym20-ce-seed5", "sym20-gce-seed5",
+    ]  # fmt: skip
+    config = cells[3].compose(["optim.batch_size=8"])
+    assert config.method.name == "gce" and config.method.q == 0.5
+    assert config.noise.mis_h == 0.2 and config.noise.mis_l == 0.0  # not the base's
+    assert config.run.seed == 5 and config.run.dir == cells[3].folder
+    assert config.run.epochs == 2 and config.optim.lr == 0.5 and config.optim.batch_size == 8
+
+
+def test_one_method_may_be_tried_with_several_settings(write):
+    methods = {"mild": {"name": "gce", "q": 0.3}, "strong": {"name": "gce", "q": 0.9}}
+    cells = cells_of(load_config(Sweep, write(methods=methods)))
+    assert [cell.compose().method.q for cell in cells[:2]] == [0.3, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"methods": {"a": {"name": "qmx"}}}, "methods.a.name: found 'qmx', expected"),
+        ({"methods": {"a": {"name": "gce", "qq": 1}}}, "methods.a.qq: unknown key; did you mean"),
+        ({"methods": {"a": {}}}, "methods.a.name: missing"),
+        ({"methods": {}}, "methods: empty; expected one or more"),
+        ({"noises": {}}, "noises: empty; expected one or more"),
+        ({"noises": {"a": {"mis_h": 2}}}, "noises.a.mis_h: found 2, expected"),
+        ({"noises": {"a/b": {}}}, "noises: found name 'a/b', expected letters"),
+        ({"seeds": []}, "seeds: found [], expected a list of at least 1 items"),
+        ({"seeds": [1, 2, 1]}, "seeds: 1 is given twice"),
+        ({"seeds": [0.5]}, "seeds[0]: found 0.5 (a number)"),
+        ({"settings": ["run.seed=1"]}, "run.seed: decided by the cells"),
+        ({"seed": [1]}, "seed: unknown key; did you mean 'seeds'?"),
+    ],
+)
+def test_a_faulty_file_is_refused(write, capsys, replaced, message):
+    path = write(**replaced)
+    assert main(["count", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(f"error: {path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "4"], "cell 4: {path} has 4 cells, 0 to 3; sbatch --array=0-3"),
+        (["run", "-1"], "cell -1: {path} has 4 cells, 0 to 3; sbatch --array=0-3"),
+        (["run", "0", "optim.lrr=1"], "command line: optim.lrr: unknown key; did you mean 'lr'?"),
+        (["status", "noise={}"], "command line: noise: decided by the cells of the sweep"),
+    ],
+)
+def test_a_faulty_command_line_is_refused(write, capsys, arguments, message):
+    path = write()
+    command, *rest = arguments
+    assert main([command, str(path), *rest]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message.format(path=path)}")
+
+
+def test_a_missing_base_is_said_before_anything_runs(write, capsys):
+    assert main(["count", str(write(base="nowhere.yaml"))]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: nowhere.yaml: cannot be read: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_every_cell_of_the_sweeps_here_is_a_configuration(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = cells_of(load_config(Sweep, path))
+    assert len({cell.compose().run.dir for cell in cells}) == len(cells)
+
+
+def test_the_arrays_have_the_sizes_of_their_sweeps(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    array = re.search(r"^#SBATCH --array=0-(\d+)$", (ROOT / "slurm/sweep.sh").read_text(), re.M)
+    assert array and int(array[1]) == len(cells_of(load_config(Sweep, SWEEPS[0]))) - 1
+    assert SWEEPS[0].name == "default.yaml"
+    demo = (ROOT / "configs" / "sweeps" / "demo.yaml").read_text()
+    num_cells = len(cells_of(load_config(Sweep, ROOT / "configs" / "sweeps" / "demo.yaml")))
+    assert f"--array=0-{num_cells - 1} " in demo
+
+
+# -- a cell ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fresh_processes")
+def test_a_cell_trains_and_a_finished_one_is_left_alone(write, capsys):
+    path = write()
+    assert main(["run", str(path), "1"]) == 0
+    folder = path.parent / "out" / "sym20-gce-seed3"
+    assert len(read_record(folder)) == 2
+    assert "quadratic weighted kappa" in capsys.readouterr().out
+
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    assert main(["run", str(path), "1"]) == 0
+    assert "finished already, 2 epochs" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+    assert main(["run", str(path), "1", "optim.lr=0.25"]) == 2
+    assert "made with other settings; optim.lr: 0.002 -> 0.25" in capsys.readouterr().err
+    table = module.describe(path, cells_of(load_config(Sweep, path)), [])
+    assert "4 cells: 3 not begun, 1 finished" in table
+    assert "sbatch --array=0,2,3 slurm/sweep.sh" in table
+    row = table.splitlines()[3].split()
+    assert row[:4] == ["1", "sym20-gce-seed3", "finished", "2/2"]
+    assert row[4] == f"{read_record(folder)[-1]['eval/accuracy']:.4f}"
+
+
+def test_the_launcher_gets_the_cells_settings_and_goes_on(write, launched):
+    path = write()
+    assert main(["run", str(path), "2", "run.epochs=9", "--job", "8_2"]) == 0
+    base, (arguments,) = path.parent / "base.yaml", launched[0]
+    assert arguments[:4] == ["--config", str(base), "--resume", "auto"]
+    config = load_config(module.Config, base, arguments[4:])
+    assert config == cells_of(load_config(Sweep, path))[2].compose(["run.epochs=9"])
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(0, "finished"), (EXIT_INTERRUPTED, "stopped"), (2, "failed"), (3, "failed")],
+)
+def test_a_cell_notes_how_its_run_ended(write, launched, code, state):
+    path = write()
+    launched[1][:] = [code]
+    assert main(["run", str(path), "0", "--job", "8_0"]) == code
+    assert json.loads(first_cell(path).note.read_text()) == {"state": state, "job": "8_0"}
+
+
+def test_a_crash_is_noted_and_passed_on(write, launched):
+    path = write()
+    launched[1][:] = []
+    with pytest.raises(IndexError):
+        main(["run", str(path), "0"])
+    assert state_of(first_cell(path)).name == "failed"
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("noted", "jobs", "state"),
+    [
+        ("running", None, "running"),
+        ("running", {"8_0": "RUNNING"}, "running"),
+        ("running", {"8_0": "PENDING"}, "waiting"),
+        ("running", {"9_0": "RUNNING"}, "cut off"),
+        ("stopped", {"8_0": "PENDING"}, "waiting"),
+        ("stopped", {"8_0": "COMPLETING"}, "stopped"),
+        ("stopped", {}, "stopped"),
+        ("failed", {}, "failed"),
+    ],
+)
+def test_a_state_is_what_was_noted_and_what_the_queue_knows(write, noted, jobs, state):
+    cell = first_cell(write())
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "metrics.jsonl").write_text('{"epoch": 0, "eval/kappa": 0.5}\n')
+    cell.note.write_text(json.dumps({"state": noted, "job": "8_0"}))
+    assert state_of(cell, (), jobs) == (state, 1, 2, {"epoch": 0, "eval/kappa": 0.5})
+
+
+def test_a_run_without_a_note_is_not_finished(write):
+    cell = first_cell(write())
+    assert state_of(cell).name == "not begun"
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "metrics.jsonl").write_text('{"epoch": 0}\n')
+    assert state_of(cell).name == "stopped"
+
+
+def test_the_queue_is_read_where_there_is_one(monkeypatch):
+    def squeue(command, **options):
+        return subprocess.CompletedProcess(command, 0, "8_0 RUNNING\n7_N/A PENDING\n", "")
+
+    monkeypatch.setattr(module.subprocess, "run", squeue)
+    assert module.queued_jobs() == {"8_0": "RUNNING", "7_N/A": "PENDING"}
+
+    def missing(command, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module.subprocess, "run", missing)
+    assert module.queued_jobs() is None
+
+
+def test_what_a_cell_decides_cannot_be_set(write):
+    with pytest.raises(ConfigError, match=r"run\.dir: decided by the cells"):
+        first_cell(write()).compose(["run.dir=elsewhere"])
