@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format=f"%(asctime)s [rank {rank}] %(message)s",
         datefmt="%H:%M:%S",
     )
-    interrupts = Interrupts()
+    interrupts, code = Interrupts(), 0
     try:
         with interrupts.listening():
             run(options, interrupts)
@@ -100,10 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunInterruptedError as request:
         if rank == 0:
             print(request, file=sys.stderr)
-        return EXIT_INTERRUPTED
+        code = EXIT_INTERRUPTED
+    # Here all ranks are still there; one that leaves the others without a word may make them abort.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return 0
+    return code
 
 
 def run(options: argparse.Namespace, interrupts: Interrupts) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from accelerate.state import AcceleratorState
 
 from engine.interrupts import EXIT_INTERRUPTED
@@ -24,6 +25,9 @@ def run_each(folders, start=lambda folder: None):
             code = main(["--config", str(folder / "config.yaml"), "--resume", "auto"])
             if code not in (0, EXIT_INTERRUPTED):
                 return code
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return 0
 
 
