@@ -69,7 +69,7 @@ class Trainer:
         method.to(memory_format=torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(method, build_optimizer(method, optim))
         self.epochs_done = self.steps_done = 0
-        self.phase = "start"
+        self.phase = "the start"
         # Of the epoch under way: means of the terms, other metrics, and when it began.
         self._means, self._metrics = TermMeans(), dict[str, float]()
         self._began = time.perf_counter()

@@ -158,11 +158,11 @@ def train(
             "going on from %s, %d steps into epoch %d of %d",
             snapshot.name, snapshot.steps_done, snapshot.epochs_done + 1, config.run.epochs,
         )  # fmt: skip
-    # Nobody writes before everybody has looked at what is there.
-    accelerator.wait_for_everyone()
-    collectives.on_main(lambda: _begin_folder(config))
-    saver.restore(snapshot)
     try:
+        # Nobody writes before everybody has looked at what is there.
+        accelerator.wait_for_everyone()
+        collectives.on_main(lambda: _begin_folder(config))
+        saver.restore(snapshot)
         trainer.fit(saver.finish_epoch, saver.finish_step)
     except RunInterruptedError as request:
         saver.save()

@@ -30,8 +30,8 @@ def test_a_rank_that_hangs_is_given_up_with_the_phase(tmp_path):
     assert launcher.wait(timeout=90) != 0
     log = (folder / "log").read_text()
     said = r"error: \[rank 0\] another process has gone or did not answer within "
-    phase = "(epoch|survey|separation|evaluation)"
-    assert re.search(rf"{said}runtime.timeout_seconds 5, in {phase} ", log)
+    phase = "(the start|epoch|survey|separation|evaluation)"
+    assert re.search(rf"{said}runtime.timeout_seconds 5, in {phase}", log)
     assert "go on with --resume auto" in log
     with pytest.raises(ProcessLookupError):
         os.kill(hung, 0)
