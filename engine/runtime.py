@@ -1,5 +1,6 @@
 """Processes and devices, through accelerate; the only reader of environment variables."""
 
+import importlib.util
 import logging
 import os
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DeepSpeedPlugin,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     KwargsHandler,
 )
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from engine.config import ConfigError
 
@@ -28,6 +30,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_ZERO_STAGES = "0, 1 or 2: stage 3 shares out the weights too, which averaged copies read whole"
+
 
 class RuntimeConfig(BaseModel):
     """Section ``runtime``."""
@@ -38,9 +42,22 @@ class RuntimeConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Of the networks' passes; losses and statistics stay float32."
     )
+    zero_stage: int | None = Field(
+        None,
+        ge=0,
+        description="Stage of DeepSpeed's ZeRO: 1 shares out the optimiser's state among the "
+        "processes, 2 the gradients too, 0 neither (DDP); null does as accelerate launch was told.",
+    )
     timeout_seconds: float = Field(
         1800.0, gt=0, description="How long a process waits for the others before it gives up."
     )
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _known(cls, stage: int | None) -> int | None:
+        if stage is not None and stage > 2:
+            raise ValueError(f"found {stage}, expected {_ZERO_STAGES}")
+        return stage
 
 
 @dataclass(frozen=True)
@@ -50,16 +67,23 @@ class ProcessEnvironment:
     Attributes:
         rank: Number of this process, from 0.
         world_size: Number of processes.
+        zero_stage: Stage of ZeRO that ``accelerate launch`` was configured with; 0 = DDP.
     """
 
     rank: int
     world_size: int
+    zero_stage: int
 
 
 def read_environment() -> ProcessEnvironment:
-    """Rank and number of processes, as every launcher of torch processes sets them."""
+    """What every launcher of torch processes sets, and accelerate's choice of DeepSpeed."""
+    variables = os.environ
+    uses_deepspeed = variables.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    stage = variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") if uses_deepspeed else "0"
     return ProcessEnvironment(
-        rank=int(os.environ.get("RANK", "0")), world_size=int(os.environ.get("WORLD_SIZE", "1"))
+        rank=int(variables.get("RANK", "0")),
+        world_size=int(variables.get("WORLD_SIZE", "1")),
+        zero_stage=int(stage),
     )
 
 
@@ -88,23 +112,62 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
         random state, schedules and tracking are this project's own.
 
     Raises:
-        ConfigError: Half precision without a GPU, which accelerate would quietly leave out.
+        ConfigError: Half precision without a GPU, which accelerate would quietly leave out; or ZeRO
+            in a way that is not supported.
     """
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     if on_cpu and config.precision == "fp16":
         raise ConfigError("runtime.precision: fp16 needs a GPU; use bf16 or fp32 here")
+    environment = read_environment()
+    plugin = _zero_plugin(config, environment, on_cpu)
     # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in between
     # (pytorch#22095); statistics are averaged before anything is evaluated instead.
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     ]
     # A backend that is named makes accelerate expect a process group, so a lone process names none.
-    if read_environment().world_size > 1:
+    if environment.world_size > 1:
         timeout = timedelta(seconds=config.timeout_seconds)
         backend = "gloo" if on_cpu else "nccl"
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
     return Accelerator(
-        cpu=on_cpu,
+        # accelerate knows DeepSpeed on GPUs alone; the plugin below brings it to the CPU.
+        cpu=on_cpu and plugin is None,
         mixed_precision="no" if config.precision == "fp32" else config.precision,
+        deepspeed_plugin=plugin,
         kwargs_handlers=handlers,
     )
+
+
+def _zero_plugin(
+    config: RuntimeConfig, environment: ProcessEnvironment, on_cpu: bool
+) -> DeepSpeedPlugin | None:
+    """Settings of DeepSpeed for accelerate, and the environment that goes with them."""
+    stage = environment.zero_stage if config.zero_stage is None else config.zero_stage
+    if stage > 2:
+        raise ConfigError(f"zero_stage of accelerate: found {stage}, expected {_ZERO_STAGES}")
+    if stage == 0 or environment.world_size == 1:
+        # A lone process has nobody to share with.
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+        return None
+    if config.precision == "fp16":
+        raise ConfigError(
+            "runtime.precision: fp16 needs scaled losses, which are not supported with ZeRO; use "
+            "bf16 or fp32, or runtime.zero_stage 0"
+        )
+    if on_cpu:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"runtime.zero_stage: {stage} needs the extra: pip install 'mednoise[deepspeed]'"
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    plugin = DeepSpeedPlugin(
+        zero_stage=stage,
+        gradient_accumulation_steps=1,
+        offload_optimizer_device="none",
+        offload_param_device="none",
+    )
+    # Weights stay in float32 whatever the precision of the passes is.
+    plugin.deepspeed_config["bf16"] = {"enabled": False}
+    return plugin

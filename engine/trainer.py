@@ -15,9 +15,10 @@ from engine import collectives
 from engine.checkpoint import Snapshot
 from engine.ledger import Column, Ledger
 from engine.metrics import separation_metrics
-from engine.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from engine.optim import OptimConfig, learning_rate
 from engine.plan import global_batches, num_steps, rank_slice, repeat_numbers
 from engine.predictor import EvaluationConfig, Predictor, progress_bar
+from engine.stepper import build_stepper
 from engine.task import IntArray, Task
 from engine.terms import TermMeans, global_loss
 from methods.method import Batch, Method
@@ -65,9 +66,7 @@ class Trainer:
         self.steps_per_epoch = num_steps(len(task.train_ids), optim.batch_size)
         self.ledger = Ledger(len(task.labels), BASE_COLUMNS | method.columns())
         self.ledger.fill("label", task.labels)
-        # Convolutions run fastest on this layout, on GPUs and CPUs alike.
-        method.to(memory_format=torch.channels_last)
-        self.wrapped, self.optimizer = accelerator.prepare(method, build_optimizer(method, optim))
+        self.stepper = build_stepper(accelerator, method, optim)
         self.epochs_done = self.steps_done = 0
         self.phase = "the start"
         # Of the epoch under way: means of the terms, other metrics, and when it began.
@@ -145,7 +144,7 @@ class Trainer:
             rank_slice(values, collectives.rank(), collectives.num_ranks())[self.steps_done :]
             for values in (batches, repeat_numbers(batches))
         )
-        self.wrapped.train()
+        self.stepper.wrapped.train()
         loaded = progress_bar(
             task.loader(mine), len(mine), f"epoch {epoch} train", self.accelerator
         )
@@ -169,16 +168,11 @@ class Trainer:
         # Dropout is the one choice left to torch; with a seed a step nothing needs restoring.
         torch.manual_seed(hash((task.seed, step, collectives.rank())) & (2**63 - 1))
         rate = learning_rate(self.optim, step, task.num_epochs * self.steps_per_epoch)
-        set_learning_rate(self.optimizer, rate)
         rows = self.ledger.rows(sample_ids, device)
         batch = Batch(sample_ids.to(device), views, rows, epoch, step)
-        terms = self.wrapped(batch)
+        terms = self.stepper.wrapped(batch)
         loss, shares = global_loss(terms, sample_ids)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        if self.optim.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.method.parameters(), self.optim.clip_norm)
-        self.optimizer.step()
+        self.stepper.step(loss, rate)
         self.method.after_step()
         self.ledger.write(sample_ids, order=step, **batch.updates)
         return shares
@@ -221,7 +215,6 @@ class Trainer:
     def snapshot(self, config: Mapping[str, Any], versions: Mapping[str, str]) -> Snapshot:
         """Everything needed to go on from here; a collective call."""
         collectives.average_batch_statistics(self.method)
-        scaler = self.accelerator.scaler
         return Snapshot(
             epochs_done=self.epochs_done,
             steps_done=self.steps_done,
@@ -230,10 +223,7 @@ class Trainer:
             pending=self.ledger.gather_pending() | self._means.gather(),
             metrics=self._metrics,
             seconds=time.perf_counter() - self._began,
-            optimizer={
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": {} if scaler is None else scaler.state_dict(),
-            },
+            optimizer=self.stepper.state_dict(),
             config=config,
             versions=versions,
         )
@@ -244,9 +234,7 @@ class Trainer:
         self.ledger.load_state_dict(snapshot.ledger)
         self.ledger.load_pending(snapshot.pending)
         self._means = TermMeans.scattered(snapshot.pending, self.accelerator.device)
-        self.optimizer.load_state_dict(snapshot.optimizer["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(snapshot.optimizer["scaler"])
+        self.stepper.load_state_dict(snapshot.optimizer)
         self.epochs_done, self.steps_done = snapshot.epochs_done, snapshot.steps_done
         self._metrics = dict(snapshot.metrics)
         self._began = time.perf_counter() - snapshot.seconds

@@ -8,18 +8,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def launch(script: Path, arguments: list[str], num_processes: int, cwd: Path):
-    """Run a script under ``accelerate launch`` on CPU processes of one thread each."""
+def launch(script: Path, arguments: list[str], num_processes: int, cwd: Path, config_file=None):
+    """Run a script under ``accelerate launch`` on CPU processes of one thread each.
+
+    With a configuration file of accelerate, such as ``ddp.yaml``, the kind of launch is as it says.
+    """
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(ROOT),
     }
-    parallel = ["--multi_gpu"] if num_processes > 1 else []
+    if config_file is None:
+        kind = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        kind += ["--multi_gpu"] if num_processes > 1 else []
+    else:
+        kind = ["--config_file", str(ROOT / "configs" / "accelerate" / config_file)]
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *parallel,
-        "--num_processes", str(num_processes), "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        sys.executable, "-m", "accelerate.commands.launch", *kind,
+        "--num_processes", str(num_processes), "--main_process_port", "0",
         str(script), *arguments,
     ]  # fmt: skip
     return subprocess.run(
