@@ -3,9 +3,8 @@
 import importlib.util
 import logging
 import os
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -60,19 +59,20 @@ class RuntimeConfig(BaseModel):
         return stage
 
 
-@dataclass(frozen=True)
-class ProcessEnvironment:
+class ProcessEnvironment(NamedTuple):
     """What the launcher of the processes told this one.
 
     Attributes:
         rank: Number of this process, from 0.
         world_size: Number of processes.
         zero_stage: Stage of ZeRO that ``accelerate launch`` was configured with; 0 = DDP.
+        deepspeed_file: File of DeepSpeed's settings that it was given; empty = none.
     """
 
     rank: int
     world_size: int
     zero_stage: int
+    deepspeed_file: str
 
 
 def read_environment() -> ProcessEnvironment:
@@ -84,6 +84,7 @@ def read_environment() -> ProcessEnvironment:
         rank=int(variables.get("RANK", "0")),
         world_size=int(variables.get("WORLD_SIZE", "1")),
         zero_stage=int(stage),
+        deepspeed_file=variables.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""),
     )
 
 
@@ -146,6 +147,11 @@ def _zero_plugin(
     stage = environment.zero_stage if config.zero_stage is None else config.zero_stage
     if stage > 2:
         raise ConfigError(f"zero_stage of accelerate: found {stage}, expected {_ZERO_STAGES}")
+    if environment.deepspeed_file:
+        raise ConfigError(
+            f"deepspeed_config_file of accelerate: found {environment.deepspeed_file}, expected "
+            "none: sections optim and runtime hold all that is set of DeepSpeed"
+        )
     if stage == 0 or environment.world_size == 1:
         # A lone process has nobody to share with.
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"

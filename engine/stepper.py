@@ -113,9 +113,10 @@ class ZeroStepper(Stepper):
             numbers = list(range(first, first + len(parameters)))
             own = group["params"][0]
             for key, value in self._zero.state.get(own, {}).items():
-                whole = [value] * len(numbers)
                 if value.shape == own.shape:
                     whole = _gather(parameters, value)
+                else:  # a count of steps, of which every parameter has its own
+                    whole = [value.clone() for _ in numbers]
                 for number, tensor in zip(numbers, whole, strict=True):
                     state.setdefault(number, {})[key] = tensor
             groups.append({**group, "params": numbers})

@@ -30,7 +30,11 @@ MAY_CHANGE_ON_RESUME = (
     "data.root",
     "data.num_workers",
     "data.cache",
+    "model.micro_batch_size",
+    "model.recompute",
+    "model.compile",
     "runtime.device",
+    "runtime.zero_stage",
     "runtime.timeout_seconds",
 )
 

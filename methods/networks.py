@@ -1,17 +1,17 @@
 """Networks that methods are made of: backbone, classifier, projector, moving average."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
+from methods.norms import NormKind, convert_norm
+from methods.passes import pass_in_pieces, recompute_blocks
 from methods.weights import ModelError, load_weights
 
 __all__ = [
@@ -20,15 +20,10 @@ __all__ = [
     "MomentumCopy",
     "Network",
     "NetworkOutput",
-    "NormKind",
     "Projector",
     "SmallResNet",
     "build_network",
-    "convert_norm",
 ]
-
-NormKind = Literal["batch", "sync", "group", "frozen"]
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -53,6 +48,19 @@ class ModelConfig(BaseModel):
     width: int = Field(16, ge=4, description="Channels of small_resnet's first stage.")
     blocks: int = Field(1, ge=1, description="Residual blocks in each stage of small_resnet.")
     groups: int = Field(8, ge=1, description="Most groups of a GroupNorm layer.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Images whose activations a process holds at once. Larger passes are taken in "
+        "pieces and repeated for the gradient: more time, less memory, the same step. With norm "
+        "batch each piece is normalised alone.",
+    )
+    recompute: bool = Field(
+        False,
+        description="Repeat the pass through each residual block for the gradient instead of "
+        "holding its activations: more time, less memory, the same step.",
+    )
+    compile: bool = Field(False, description="Compile the encoder with torch.compile.")
 
     @field_validator("backbone")
     @classmethod
@@ -61,6 +69,12 @@ class ModelConfig(BaseModel):
             allowed = ", ".join(("small_resnet", *TORCHVISION_BACKBONES, "timm:NAME"))
             raise ValueError(f"unknown backbone; allowed: {allowed}")
         return name
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> "ModelConfig":
+        if self.compile and self.recompute:
+            raise ValueError("compile and recompute: both set; recomputed blocks are not compiled")
+        return self
 
 
 class NetworkOutput(NamedTuple):
@@ -96,7 +110,12 @@ class Network(nn.Module):
         num_classes: C.
         projector: (F -> D) MLP, or None.
         predictor: (D -> D) MLP, or None.
+
+    Attributes:
+        micro_batch_size: Most images of a pass whose activations are held; None = all of them.
     """
+
+    micro_batch_size: int | None = None
 
     def __init__(
         self,
@@ -114,7 +133,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Logits and features of (B, 3, S, S) float images."""
-        features = self.encoder(images)
+        features = pass_in_pieces(self.encoder, images, self.micro_batch_size)
         return NetworkOutput(self.classifier(features), features)
 
     def project(self, features: Tensor) -> Tensor:
@@ -210,6 +229,11 @@ def build_network(
         heads = () if projector is None else _build_heads(num_features, projector)
         network = Network(encoder, num_features, num_classes, *heads)
     convert_norm(network, config.norm, config.groups)
+    network.micro_batch_size = config.micro_batch_size
+    if config.recompute:
+        recompute_blocks(network.encoder)
+    if config.compile:
+        network.encoder.compile()
     return network
 
 
@@ -259,58 +283,6 @@ def _build_timm(name: str) -> tuple[nn.Module, int]:
         raise ModelError(f"model.backbone: timm has no model {name!r}; similar: {near}")
     encoder = timm.create_model(name, pretrained=False, num_classes=0)
     return encoder, int(encoder.num_features)
-
-
-def convert_norm(module: nn.Module, kind: NormKind, groups: int) -> None:
-    """Replace every BatchNorm inside a module, in place, keeping its weights and statistics.
-
-    Works on any backbone, so that the choice does not depend on its constructor. With ``frozen``
-    the one-dimensional ones of a projector become GroupNorm: they have no statistics to freeze.
-
-    Args:
-        module: Module to change.
-        kind: ``batch`` leaves it as it is.
-        groups: Most groups of a GroupNorm; the largest divisor of the channels up to it is taken.
-
-    Raises:
-        ModelError: A layer is more than a BatchNorm; some of timm's hold an activation, which
-            would be lost.
-    """
-    if kind == "batch":
-        return
-    make: Callable[[_BatchNorm], nn.Module] = {
-        "sync": nn.SyncBatchNorm.convert_sync_batchnorm,
-        "group": lambda norm: _group_norm(norm, groups),
-        "frozen": lambda norm: _frozen_norm(norm, groups),
-    }[kind]
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
-                raise ModelError(
-                    f"model.norm: {kind} cannot replace this backbone's {type(child).__name__}, "
-                    "which does more than normalise; use batch or another backbone"
-                )
-            setattr(module, name, make(child))
-        else:
-            convert_norm(child, kind, groups)
-
-
-def _group_norm(norm: _BatchNorm, groups: int) -> nn.GroupNorm:
-    channels = norm.num_features
-    divisor = max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0)
-    group_norm = nn.GroupNorm(divisor, channels, eps=norm.eps)
-    group_norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
-    return group_norm
-
-
-def _frozen_norm(norm: _BatchNorm, groups: int) -> nn.Module:
-    if isinstance(norm, nn.BatchNorm1d):
-        return _group_norm(norm, groups)
-    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
-    state = norm.state_dict()
-    state.pop("num_batches_tracked")
-    frozen.load_state_dict(state)
-    return frozen
 
 
 class MomentumCopy(nn.Module):

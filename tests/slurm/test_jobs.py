@@ -58,25 +58,34 @@ def test_a_users_mistake_ends_the_job_and_is_said(cluster, config):
     assert "unknown key; did you mean 'lr'?" in said
 
 
-def test_a_stopped_job_requeues_itself_and_goes_on_exactly(cluster, config, tmp_path):
+def test_stopped_and_requeued_jobs_go_on_exactly(cluster, config, tmp_path):
+    """One is sent the signal that it asked for; the other is requeued by its user."""
     longer = {"run": {"epochs": 12}}
-    stopped = cluster.submit(*TWO_NODES, "slurm/train.sh", config("qmix", "stopped", **longer))
-    record = tmp_path / "stopped" / "metrics.jsonl"
-    cluster.wait_until(
-        lambda: record.exists() and len(read_record(record.parent)) >= 2, 90, cluster.output
-    )
-    cluster.call("scancel", "--signal=USR1", stopped)
-    cluster.wait_for_requeue(stopped)
-    assert len(read_record(record.parent)) < 12
+    stop = {"stopped": ("scancel", "--signal=USR1"), "requeued": ("scontrol", "requeue")}
+    jobs = {}
+    for name, command in stop.items():
+        job = cluster.submit(*TWO_NODES, "slurm/train.sh", config("qmix", name, **longer))
+        record = tmp_path / name / "metrics.jsonl"
+        cluster.wait_until(
+            lambda record=record: record.exists() and len(read_record(record.parent)) >= 2,
+            90, cluster.output,
+        )  # fmt: skip
+        cluster.call(*command, job)
+        cluster.wait_for_requeue(job)
+        assert len(read_record(record.parent)) < 12
+        jobs[name] = job
     through = cluster.submit(*TWO_NODES, "slurm/train.sh", config("qmix", "through", **longer))
 
-    for job in (stopped, through):
+    for job in (*jobs.values(), through):
         assert cluster.wait(job) == ("COMPLETED", "0:0"), cluster.output()
-    assert "requeued, 1 of at most 20 times" in (cluster.folder / f"job-{stopped}.out").read_text()
-    log = (cluster.folder / "logs" / stopped / "rank-0.log").read_text()
-    assert "stopped by SIGUSR1" in log and "going on from epoch-" in log
-    ours, theirs = read_record(tmp_path / "stopped"), read_record(tmp_path / "through")
-    assert len(ours) == 12 and untimed(ours) == untimed(theirs)
+    said = (cluster.folder / f"job-{jobs['stopped']}.out").read_text()
+    assert "requeued, 1 of at most 20 times" in said
+    theirs = untimed(read_record(tmp_path / "through"))
+    for name, signal in (("stopped", "SIGUSR1"), ("requeued", "SIGTERM")):
+        log = (cluster.folder / "logs" / jobs[name] / "rank-0.log").read_text()
+        assert f"stopped by {signal}" in log and "going on from epoch-" in log
+        ours = untimed(read_record(tmp_path / name))
+        assert len(ours) == 12 and ours == theirs
 
 
 def test_a_job_that_nears_its_time_limit_requeues_itself(cluster, config, tmp_path):

@@ -1,0 +1,85 @@
+"""How the processes were started, and what is refused before they join."""
+
+import pytest
+from accelerate.utils import DistributedType
+from pydantic import ValidationError
+
+from engine.config import ConfigError
+from engine.runtime import RuntimeConfig, read_environment, start_processes
+
+CPU = {"device": "cpu"}
+
+
+@pytest.fixture
+def environment(monkeypatch, fresh_processes):
+    """Sets the variables that a launcher would; none is left by the test's own process."""
+    names = (
+        "RANK",
+        "WORLD_SIZE",
+        "ACCELERATE_USE_DEEPSPEED",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+        "DS_ACCELERATOR",
+        "ACCELERATE_TORCH_DEVICE",
+    )
+    for name in names:
+        # Set before it is removed, so that what a test leaves behind is removed too.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return lambda **variables: [monkeypatch.setenv(k, v) for k, v in variables.items()]
+
+
+def test_a_plain_process_is_alone_and_shares_nothing(environment):
+    assert read_environment() == (0, 1, 0, "")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_stage_is_the_launchers(environment, stage):
+    environment(
+        RANK="1", WORLD_SIZE="2", ACCELERATE_USE_DEEPSPEED="true",
+        ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage),
+    )  # fmt: skip
+    assert read_environment()[:3] == (1, 2, stage)
+    environment(ACCELERATE_USE_DEEPSPEED="false")
+    assert read_environment()[:3] == (1, 2, 0)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_lone_process_has_nobody_to_share_with(environment, stage):
+    accelerator = start_processes(RuntimeConfig(zero_stage=stage, **CPU))
+    assert accelerator.distributed_type == DistributedType.NO
+
+
+def test_stage_3_is_refused_with_the_reason(environment):
+    reason = "found 3, expected 0, 1 or 2: stage 3 shares out the weights too, which averaged"
+    with pytest.raises(ValidationError, match=reason):
+        RuntimeConfig(zero_stage=3)
+    environment(
+        WORLD_SIZE="2", ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3"
+    )
+    with pytest.raises(ConfigError, match=f"^zero_stage of accelerate: {reason}"):
+        start_processes(RuntimeConfig(**CPU))
+
+
+def test_settings_of_deepspeed_in_a_file_are_refused(environment, monkeypatch):
+    """They would be read by nobody, and the user would never know."""
+    environment(WORLD_SIZE="2", ACCELERATE_USE_DEEPSPEED="true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
+    with pytest.raises(ConfigError, match=r"^deepspeed_config_file of accelerate: found ds.json"):
+        start_processes(RuntimeConfig(**CPU))
+
+
+def test_fp16_is_refused_where_losses_cannot_be_scaled(environment, monkeypatch):
+    with pytest.raises(ConfigError, match=r"^runtime.precision: fp16 needs a GPU"):
+        start_processes(RuntimeConfig(precision="fp16", **CPU))
+    environment(WORLD_SIZE="2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"^runtime.precision: fp16 needs scaled losses"):
+        start_processes(RuntimeConfig(precision="fp16", zero_stage=1))
+
+
+def test_deepspeed_absent_names_the_extra(environment, monkeypatch):
+    environment(WORLD_SIZE="2")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'mednoise\[deepspeed\]'"):
+        start_processes(RuntimeConfig(zero_stage=1, **CPU))
