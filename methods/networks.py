@@ -314,13 +314,15 @@ class MomentumCopy(nn.Module):
     def update(self, network: nn.Module) -> None:
         """Set average := decay * average + (1 - decay) * network."""
         self.num_updates += 1
-        share = torch.as_tensor(1 - self.decay)
+        # Made where it is used: a copy to the GPU would wait for all that it has been given to do.
+        share = torch.full_like(self.num_updates, 1 - self.decay, dtype=torch.float64)
         if self.warm_start:
-            share = (1 / (self.num_updates + 1)).clamp_min(1 - self.decay)
+            share = (1 / (self.num_updates.double() + 1)).clamp_min(1 - self.decay)
+        shares = {dtype: share.to(dtype) for dtype in (torch.float32, torch.float64)}
         for average, current in zip(self.copy.state_dict().values(),
                                     network.state_dict().values(), strict=True):  # fmt: skip
             if average.is_floating_point():
-                average.lerp_(current, share.to(average))
+                average.lerp_(current, shares[average.dtype])
             else:
                 average.copy_(current)
 
