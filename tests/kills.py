@@ -96,7 +96,7 @@ def kill_again_and_again(folder, num_kills, seed):
 
 
 def kill_one(launcher, chance, folder):
-    """Kill a rank, if the run is not over, and wait for the others to end."""
+    """Kill a rank and wait for the others to end; nothing, where the run was over."""
     ranks = ranks_of(launcher)
     if launcher.poll() is not None or len(ranks) < 2:
         return []
@@ -107,7 +107,9 @@ def kill_one(launcher, chance, folder):
         return []
     struck = time.monotonic()
     code = launcher.wait(timeout=PATIENCE)
-    newest = sorted(p.name for p in (folder / "run" / "checkpoints").glob("*"))[-1:]
+    newest = max((p.name for p in (folder / "run" / "checkpoints").glob("epoch-*")), default="none")
+    if newest == f"epoch-{NUM_EPOCHS:04d}":
+        return []  # it was about to leave, with nothing more to lose
     return [
         f"rank {rank} killed; all ended after {time.monotonic() - struck:.1f} s with code {code}; "
         f"newest checkpoint {newest}"
