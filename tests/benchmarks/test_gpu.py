@@ -4,6 +4,7 @@ import json
 
 import gpu
 import pytest
+import trainers
 
 TINY = ["data.image_size=32", "optim.batch_size=8", "model.backbone=small_resnet", "model.width=4"]
 
@@ -20,11 +21,11 @@ def test_every_method_has_its_figures_in_the_last_line(capsys, fresh_processes):
 
 
 def test_the_timed_steps_are_past_warm_up_and_move_nothing(fresh_processes):
-    trainer = gpu.build("qmix", 2, [*TINY, "runtime.device=cpu"])
-    assert trainer.method.views(0).keys() != trainer.method.views(gpu.EPOCH).keys()
-    ids, images = gpu.first_batch(trainer)
+    trainer = trainers.build("qmix", 2, [*TINY, "runtime.device=cpu"])
+    assert trainer.method.views(0).keys() != trainer.method.views(trainers.EPOCH).keys()
+    ids, images = trainers.first_batch(trainer)
     assert images.shape == (8, 3, 32, 32) and len(set(ids.tolist())) == 8
-    views = gpu.make_views(trainer, ids, images)
+    views = trainers.make_views(trainer, ids, images)
     before = {name: p.clone() for name, p in trainer.method.named_parameters()}
-    gpu.take_step(trainer, ids, views)
+    trainers.take_step(trainer, ids, views)
     assert all(p.equal(before[name]) for name, p in trainer.method.named_parameters())

@@ -1,0 +1,64 @@
+"""Throughput of two processes against one, on two processors with a thread for each process.
+
+``python benchmarks/scaling.py`` trains cross-entropy by the launcher, on one process and on two in
+turn, and reads the time of an epoch from its metrics. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from timing import Goal, print_figures
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_EPOCHS = 3
+
+
+def epoch_seconds(num_processes: int, folder: Path, settings: Sequence[str]) -> float:
+    """Median seconds of an epoch after the first."""
+    kind = ["--multi_gpu"] if num_processes > 1 else []
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes",
+        str(num_processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
+        "no", "--main_process_port", "0", str(ROOT / "launcher" / "run.py"),
+        "--config", str(ROOT / "configs" / "cross_entropy_synthetic.yaml"), *settings,
+        f"run.dir={folder}", f"run.epochs={NUM_EPOCHS}",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return statistics.median(json.loads(line)["time/epoch_seconds"] for line in lines[1:])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--set", action="append", dest="settings", metavar="SECTION.KEY=VALUE",
+        default=["runtime.device=cpu", "model.backbone=resnet18", "model.norm=group",
+                 "data.synthetic={num_train: 512, num_test: 16}", "optim.batch_size=64"],
+        help="a setting of the runs; repeatable",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    ratios = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as place:
+            one, two = (
+                epoch_seconds(num_processes, Path(place, str(num_processes)), options.settings)
+                for num_processes in (1, 2)
+            )
+        ratios.append(one / two)
+    speedup = statistics.median(ratios)
+    print_figures({"two_processes_over_one": Goal(speedup, 1.7, at_most=False)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The benchmarks of time, at a size of seconds; what they measure is not asserted."""
+
+import json
+
+import epoch
+import overhead
+import pytest
+import scaling
+from timing import Goal, interleaved, median_ratio, print_figures
+
+TINY = ["data.image_size=32", "optim.batch_size=8", "model.backbone=small_resnet",
+        "model.width=4", "runtime.device=cpu"]  # fmt: skip
+
+
+def settings(values):
+    return [word for value in values for word in ("--set", value)]
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_works_take_turns_and_the_first_round_does_not_count():
+    done = []
+    works = {"a": lambda: done.append("a"), "b": lambda: done.append("b")}
+    timings = interleaved(works, rounds=3)
+    assert done == ["a", "b"] * 4
+    assert [len(times) for times in timings.values()] == [3, 3]
+
+
+def test_ratios_are_taken_round_by_round():
+    timings = {"a": [2.0, 30.0, 8.0], "b": [1.0, 10.0, 2.0]}
+    assert median_ratio(timings, "a", "b") == 3.0
+
+
+def test_figures_stand_beside_their_goals(capsys):
+    print_figures({"less": Goal(1.0, 2.0), "more": Goal(1.0, 2.0, at_most=False), "plain": 0.12345})
+    assert last_line(capsys) == {
+        "less": {"is": 1.0, "at_most": 2.0, "met": True},
+        "more": {"is": 1.0, "at_least": 2.0, "met": False},
+        "plain": 0.1235,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", [overhead, epoch])
+def test_a_small_measurement_ends_with_its_figures(benchmark, capsys, fresh_processes):
+    assert benchmark.main(["--rounds", "1", "--steps", "2", *settings(TINY)]) == 0
+    figures = last_line(capsys)
+    assert all(figure["is"] > 0 for figure in figures.values() if isinstance(figure, dict))
+
+
+@pytest.mark.slow
+def test_scaling_starts_one_process_and_two(capsys):
+    small = ["data.synthetic={num_train: 32, num_test: 4}", "model.width=4"]
+    assert scaling.main(["--rounds", "1", *settings([*TINY, *small])]) == 0
+    assert last_line(capsys)["two_processes_over_one"]["is"] > 0
