@@ -12,20 +12,31 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "Checkpoints", "Snapshot", "epoch_folder"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Snapshot",
+    "TrainedWeights",
+    "epoch_folder",
+    "is_checkpoint",
+    "load_weights",
+]
 
 logger = logging.getLogger(__name__)
 
-_STATE = "state.json"
+_STATE, _METHOD = "state.json", "method.safetensors"
+
+
+Loaded = TypeVar("Loaded")
 
 
 class CheckpointError(ValueError):
@@ -48,6 +59,8 @@ class Snapshot:
         optimizer: State of the optimiser, and of the loss scaler in fp16; tensors and plain values.
         config: The resolved configuration as a tree.
         versions: Package name -> version.
+        facts: What the trained model's user must know beyond the configuration, such as the names
+            of its classes; JSON types.
     """
 
     epochs_done: int
@@ -60,12 +73,30 @@ class Snapshot:
     optimizer: Mapping[str, Any]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Name of its folder; later ones come later in the alphabet."""
         epoch = epoch_folder(self.epochs_done)
         return f"{epoch}-step-{self.steps_done:06d}" if self.steps_done else epoch
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """The part of a checkpoint that predicts; attributes as in :class:`Snapshot`.
+
+    Attributes:
+        folder: Where it was read.
+    """
+
+    folder: Path
+    epochs_done: int
+    steps_done: int
+    method: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    facts: Mapping[str, Any]
 
 
 def epoch_folder(epochs_done: int) -> str:
@@ -119,9 +150,16 @@ class Checkpoints:
         Returns:
             The snapshot, its tensors on the CPU; None where there is none.
         """
+        return self._newest(load)
+
+    def latest_weights(self) -> TrainedWeights | None:
+        """The newest checkpoint whose weights are complete; as :meth:`latest` otherwise."""
+        return self._newest(load_weights)
+
+    def _newest(self, read: Callable[[Path], Loaded]) -> Loaded | None:
         for folder in self._newest_first():
             try:
-                return load(folder)
+                return read(folder)
             except CheckpointError as error:
                 logger.warning("skipping a checkpoint: %s", error)
         return None
@@ -136,17 +174,13 @@ def load(folder: Path) -> Snapshot:
     Raises:
         CheckpointError: A file is missing or differs from its checksum.
     """
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {_STATE} cannot be read ({error})") from error
-    for name, checksum in state["sha256"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != checksum:
-            raise CheckpointError(f"{folder}: {name} is missing or damaged")
+    state = _read_state(folder)
+    for name in state["sha256"]:
+        _require_whole(folder, name, state)
     return Snapshot(
         epochs_done=state["epochs_done"],
         steps_done=state["steps_done"],
-        method=safetensors.torch.load_file(folder / "method.safetensors"),
+        method=safetensors.torch.load_file(folder / _METHOD),
         ledger=safetensors.torch.load_file(folder / "ledger.safetensors"),
         pending=safetensors.torch.load_file(folder / "pending.safetensors"),
         metrics=state["metrics"],
@@ -154,7 +188,45 @@ def load(folder: Path) -> Snapshot:
         optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
         config=state["config"],
         versions=state["versions"],
+        facts=state.get("facts", {}),
     )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, whole or torn."""
+    return (folder / _STATE).is_file()
+
+
+def load_weights(folder: Path) -> TrainedWeights:
+    """Read of a checkpoint what predicts, after checking it; the optimiser is left where it is.
+
+    Raises:
+        CheckpointError: A file is missing or differs from its checksum.
+    """
+    state = _read_state(folder)
+    _require_whole(folder, _METHOD, state)
+    return TrainedWeights(
+        folder=folder,
+        epochs_done=state["epochs_done"],
+        steps_done=state["steps_done"],
+        method=safetensors.torch.load_file(folder / _METHOD),
+        config=state["config"],
+        versions=state["versions"],
+        facts=state.get("facts", {}),
+    )
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {_STATE} cannot be read ({error})") from error
+    return state
+
+
+def _require_whole(folder: Path, name: str, state: Mapping[str, Any]) -> None:
+    if not (folder / name).is_file() or _sha256(folder / name) != state["sha256"][name]:
+        raise CheckpointError(f"{folder}: {name} is missing or damaged")
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
@@ -171,6 +243,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         "seconds": snapshot.seconds,
         "config": snapshot.config,
         "versions": snapshot.versions,
+        "facts": snapshot.facts,
         "sha256": {file.name: _sha256(file) for file in files},
     }
     (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")

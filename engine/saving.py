@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine import collectives
@@ -23,6 +24,9 @@ class Saver:
         tree: The whole configuration, for the checkpoint.
         versions: Package name -> version, likewise.
 
+    Attributes:
+        facts: What the trained model's user must know, likewise; set before anything is saved.
+
     Raises:
         OSError: The disk is full or not writable; from every method, on all ranks.
     """
@@ -37,6 +41,7 @@ class Saver:
         self.trainer, self.config, self.tree, self.versions = trainer, config, tree, versions
         self.checkpoints = Checkpoints(config.dir / "checkpoints", config.keep_checkpoints)
         self.record = Record(config.dir / "metrics.jsonl")
+        self.facts: Mapping[str, Any] = {}
 
     def restore(self, snapshot: Snapshot | None) -> None:
         """Go on from a snapshot, or begin; the record loses later lines."""
@@ -56,7 +61,7 @@ class Saver:
 
     def save(self) -> None:
         """Write a checkpoint; it is complete when any rank goes on."""
-        snapshot = self.trainer.snapshot(self.tree, self.versions)
+        snapshot = replace(self.trainer.snapshot(self.tree, self.versions), facts=self.facts)
         collectives.on_main(lambda: self.checkpoints.save(snapshot, self._protected()))
 
     def _protected(self) -> set[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data.loader import DegradedImages, ImageDataset, SampleLoader, hold_in_memory
 from data.manifest import TEST, TRAIN, UNKNOWN, VALIDATION
@@ -18,7 +19,7 @@ from methods import METHODS
 from methods.method import Method, Problem
 from methods.networks import Network, Projector, build_network
 
-__all__ = ["NoisyData", "build_method", "build_task", "load_noisy_data"]
+__all__ = ["NoisyData", "build_method", "build_task", "build_trained_method", "load_noisy_data"]
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,31 @@ def build_task(config: Config, data: NoisyData, *, pin_memory: bool) -> Task:
 def build_method(config: Config, data: NoisyData) -> Method:
     """The method with its networks, before it is wrapped."""
     manifest = data.source.manifest
+    labels, train_ids = torch.from_numpy(data.labels), torch.from_numpy(manifest.where(TRAIN))
+    return _build(config, manifest.num_classes, labels, train_ids)
 
+
+def build_trained_method(config: Config, num_classes: int) -> Method:
+    """The method for weights that are loaded afterwards; it can predict, and not be trained.
+
+    The data set that it was trained on is not needed: one sample of each class stands for it.
+    """
+    # Weights are about to be loaded, so those that the run started from need not be there.
+    model = config.model.model_copy(update={"weights": None})
+    one_of_each = torch.arange(num_classes)
+    return _build(config.model_copy(update={"model": model}), num_classes, one_of_each, one_of_each)
+
+
+def _build(config: Config, num_classes: int, labels: Tensor, train_ids: Tensor) -> Method:
     def build(index: int, projector: Projector | None) -> Network:
         return build_network(
-            config.model, manifest.num_classes,
-            seed=config.run.seed, index=index, projector=projector,
-        )  # fmt: skip
+            config.model, num_classes, seed=config.run.seed, index=index, projector=projector
+        )
 
     problem = Problem(
-        num_classes=manifest.num_classes,
-        labels=torch.from_numpy(data.labels),
-        train_ids=torch.from_numpy(manifest.where(TRAIN)),
+        num_classes=num_classes,
+        labels=labels,
+        train_ids=train_ids,
         num_epochs=config.run.epochs,
         batch_size=config.optim.batch_size,
         seed=config.run.seed,

@@ -32,6 +32,7 @@ from engine.saving import Saver
 from engine.terms import NonFiniteLossError
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
+from launcher.facts import gather_facts
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 from launcher.show import describe_plan, describe_result
 from methods.method import MethodError
@@ -162,6 +163,8 @@ def train(
         # Nobody writes before everybody has looked at what is there.
         accelerator.wait_for_everyone()
         collectives.on_main(lambda: _begin_folder(config))
+        known = None if snapshot is None else snapshot.facts
+        saver.facts = known or gather_facts(data, task)
         saver.restore(snapshot)
         trainer.fit(saver.finish_epoch, saver.finish_step)
     except RunInterruptedError as request:

@@ -16,11 +16,12 @@ and one optimiser takes one step after one backward pass. What the engine calls,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -140,11 +141,16 @@ class Method(nn.Module, ABC):
         """The loss of a batch by its named terms."""
 
     @abstractmethod
+    def predictors(self) -> Sequence[Network]:
+        """The M networks that predict: all that is needed of a trained method to use it."""
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities of each predictor: (B, 3, S, S) -> (M, B, C) float32.
 
         The prediction of the method is their mean over M.
         """
+        logits = [network(images).logits.float() for network in self.predictors()]
+        return torch.stack([F.softmax(values, dim=-1) for values in logits])
 
     @abstractmethod
     def views(self, epoch: int) -> Mapping[str, View]:

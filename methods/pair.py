@@ -49,13 +49,10 @@ class Pair(Method):
                 for _, network in self.pairs()
             )
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(2, B, C) class probabilities of the averaged networks, else of the networks."""
-        if self.averages:
-            return torch.stack([average(images) for average in self.averages])
-        return torch.stack(
-            [F.softmax(network(images).logits.float(), dim=-1) for network in self.networks]
-        )
+    def predictors(self) -> Sequence[Network]:
+        """The two averaged networks, else the networks."""
+        averages = [average.copy for average in self.averages if isinstance(average, MomentumCopy)]
+        return averages or [network for _, network in self.pairs()]
 
     def label(self, views: Sequence[Tensor]) -> Tensor:
         """Mean prediction of each averaged network over M views (B, 3, S, S): (2, B, C) float32."""

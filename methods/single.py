@@ -1,13 +1,12 @@
 """One view a step, and one network: what the simpler methods share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from methods.method import Method, Problem, View
+from methods.networks import Network
 
 __all__ = ["OneViewConfig", "Single"]
 
@@ -44,6 +43,6 @@ class Single(Method):
         """One pass with gradient."""
         return {"with_gradient": 1, "without": 0, "survey": 0}
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(1, B, C) class probabilities of the network."""
-        return F.softmax(self.network(images).logits.float(), dim=-1).unsqueeze(0)
+    def predictors(self) -> Sequence[Network]:
+        """The network."""
+        return [self.network]

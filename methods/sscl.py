@@ -24,7 +24,7 @@ Passes of images through the backbone a step: the authors' program takes 6 with 
 key updates; this one 3 with gradient and 2 without, and one key update.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -40,7 +40,7 @@ from methods.losses import (
 )
 from methods.method import Batch, Method, MethodError, Problem, Term, View
 from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
-from methods.networks import MomentumCopy, Projector
+from methods.networks import MomentumCopy, Network, Projector
 from methods.queue import KeyQueue
 from methods.separation import CORRECT, MIS_H
 
@@ -127,9 +127,9 @@ class SSCL(Method):
         """All three views of the query encoder with gradient, two of the key encoder without."""
         return {"with_gradient": NUM_STRONG + 1, "without": NUM_STRONG, "survey": 0}
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(1, B, C) class probabilities of the query encoder's classifier."""
-        return F.softmax(self.network(images).logits.float(), dim=-1).unsqueeze(0)
+    def predictors(self) -> Sequence[Network]:
+        """The query encoder with its classifier."""
+        return [self.network]
 
     # -- pseudo-label promotion ------------------------------------------------------------------
 

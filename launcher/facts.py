@@ -1,0 +1,74 @@
+"""What the user of a trained model must know and its configuration does not say."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from data.manifest import SPLIT_NAMES, TRAIN
+from data.noise import MIS_H, MIS_L
+from data.quality import QualityReference, image_statistics
+from engine import collectives
+from engine.plan import whole_batches
+from engine.task import Task
+from launcher.assemble import NoisyData
+
+__all__ = ["ModelFacts", "gather_facts"]
+
+# Training images that the quality of others is compared with; enough for percentiles.
+NUM_REFERENCE = 512
+REFERENCE_BATCH = 32
+
+
+class ModelFacts(BaseModel):
+    """Kept in each checkpoint, so that predicting needs no training data.
+
+    Attributes:
+        class_names: The C classes in the order of their numbers.
+        num_images: Split -> number of images of each given class; splits without images are absent.
+        wrong_labels: Number of training labels known to be wrong; None where the truth is unknown.
+        spoiled_images: Number of training images that were degraded on purpose; None likewise.
+        quality: Sharpness and brightness of the training images.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    class_names: tuple[str, ...]
+    num_images: dict[str, tuple[int, ...]]
+    wrong_labels: int | None
+    spoiled_images: int | None
+    quality: QualityReference
+
+
+def gather_facts(data: NoisyData, task: Task) -> dict[str, Any]:
+    """The facts as a tree of JSON types; reads some of the training images; a collective call.
+
+    Raises:
+        DataError: One of these images cannot be read.
+    """
+    manifest, train_ids = data.source.manifest, task.train_ids
+    counts = {
+        name: np.bincount(data.labels[ids], minlength=manifest.num_classes).tolist()
+        for split, name in enumerate(SPLIT_NAMES)
+        if len(ids := manifest.where(split))
+    }
+    groups = None if data.groups is None else data.groups[manifest.where(TRAIN)]
+    places = np.linspace(0, len(train_ids) - 1, min(NUM_REFERENCE, len(train_ids)))
+    facts = ModelFacts(
+        class_names=manifest.class_names,
+        num_images=counts,
+        wrong_labels=None if groups is None else int((groups == MIS_H).sum()),
+        spoiled_images=None if groups is None else int((groups == MIS_L).sum()),
+        quality=QualityReference.of(_measure(task, train_ids[places.round().astype(np.int64)])),
+    )
+    return facts.model_dump(mode="json")
+
+
+def _measure(task: Task, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Statistics (len(ids), 2) of some images, on every rank."""
+    mine = whole_batches(ids, REFERENCE_BATCH, collectives.rank(), collectives.num_ranks())
+    rows = [torch.empty((0, 2), dtype=torch.float64)]
+    rows += [image_statistics(images) for _, images in task.loader(mine)]
+    return collectives.gather_rows(torch.cat(rows)).numpy()
