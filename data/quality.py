@@ -1,10 +1,12 @@
 """Is an image as sharp and as bright as those that a model was trained on?
 
-Two plain statistics of the pixels, and where they lie among those of the training images. They know
-no data set and need no grades of quality. On the DeepDRiD pack (1,200 images as reference, 400 to
-judge, at 224 px) sharpness tells images good enough to diagnose from others with an AUROC of 0.78,
-and those graded clear from others with 0.92; brightness alone with 0.51, but both of its ends hold
-bad images. Not told: artefacts, a field of view that is cut off, or an image of something else.
+Two plain statistics of the pixels, and where they lie among those of the training images. They need
+no grades of quality. On the DeepDRiD pack (512 of its 1,200 training images as reference, its 400
+test images judged, at 224 px) sharpness tells images good enough to diagnose from the others with
+an AUROC of 0.79, and those of clarity 6 or more with 0.94. Brightness alone says nothing (0.52),
+but both of its ends hold poor images. 30 are warned of, 27 of them poor (90 %; of all, 55 %). So a
+warning is to be trusted and its absence is not: artefacts, a field of view that is cut off, or an
+image of something else get none.
 
 Shapes: B batch, S image side, N images.
 """

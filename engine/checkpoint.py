@@ -218,9 +218,11 @@ def load_weights(folder: Path) -> TrainedWeights:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {_STATE} cannot be read ({error})") from error
+    if not isinstance(state, dict) or _METHOD not in state.get("sha256", {}):
+        raise CheckpointError(f"{folder}: {_STATE} is not that of a checkpoint of a run")
     return state
 
 

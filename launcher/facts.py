@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data.manifest import SPLIT_NAMES, TRAIN
+from data.manifest import SPLIT_NAMES
 from data.noise import MIS_H, MIS_L
 from data.quality import QualityReference, image_statistics
 from engine import collectives
@@ -30,7 +30,7 @@ class ModelFacts(BaseModel):
         num_images: Split -> number of images of each given class; splits without images are absent.
         wrong_labels: Number of training labels known to be wrong; None where the truth is unknown.
         spoiled_images: Number of training images that were degraded on purpose; None likewise.
-        quality: Sharpness and brightness of the training images.
+        quality: Sharpness and brightness of training images that were not degraded on purpose.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,14 +54,16 @@ def gather_facts(data: NoisyData, task: Task) -> dict[str, Any]:
         for split, name in enumerate(SPLIT_NAMES)
         if len(ids := manifest.where(split))
     }
-    groups = None if data.groups is None else data.groups[manifest.where(TRAIN)]
-    places = np.linspace(0, len(train_ids) - 1, min(NUM_REFERENCE, len(train_ids)))
+    groups = None if data.groups is None else data.groups[train_ids]
+    # Images that were spoiled on purpose are no standard for others.
+    usable = train_ids if groups is None else train_ids[groups != MIS_L]
+    places = np.linspace(0, len(usable) - 1, min(NUM_REFERENCE, len(usable)))
     facts = ModelFacts(
         class_names=manifest.class_names,
         num_images=counts,
         wrong_labels=None if groups is None else int((groups == MIS_H).sum()),
         spoiled_images=None if groups is None else int((groups == MIS_L).sum()),
-        quality=QualityReference.of(_measure(task, train_ids[places.round().astype(np.int64)])),
+        quality=QualityReference.of(_measure(task, usable[places.round().astype(np.int64)])),
     )
     return facts.model_dump(mode="json")
 

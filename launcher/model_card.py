@@ -246,7 +246,8 @@ def _training(trained: TrainedModel) -> list[str]:
     return [
         f"{weights.epochs_done} epochs{further} of {config.run.epochs}, seed {config.run.seed}, "
         f"from {started}.",
-        f"Checkpoint: {weights.folder.name}.",
+        f"Precision of the networks' passes: {config.runtime.precision}. Checkpoint: "
+        f"{weights.folder.name}.",
         f"Versions in training: {_versions(weights.versions)}; in export: {_versions(now)}.",
         f"Fingerprint of the configuration (SHA-256): `{fingerprint(config)}`.",
     ]

@@ -8,6 +8,7 @@ import pytest
 from processes import ROOT
 
 from engine.config import load_config
+from launcher import export, predict
 from launcher.run import parse_arguments
 from launcher.settings import Config
 
@@ -17,7 +18,13 @@ LAUNCHES = [
     line.partition("launcher/run.py ")[2]
     for _, block in BLOCKS
     for line in block.splitlines()
-    if line.startswith("accelerate launch ")
+    if line.startswith("accelerate launch launcher/run.py ")
+]
+COMMANDS = [
+    line
+    for _, block in BLOCKS
+    for line in block.splitlines()
+    if "launcher/predict.py " in line or "launcher/export.py " in line
 ]
 
 
@@ -25,6 +32,15 @@ LAUNCHES = [
 def test_launch_lines_name_real_files_and_settings(arguments):
     options = parse_arguments(shlex.split(arguments))
     load_config(Config, ROOT / options.config, options.overrides)
+
+
+def test_lines_that_predict_and_export_are_understood():
+    assert len(COMMANDS) == 4
+    for line in COMMANDS:
+        program, _, arguments = line.partition("launcher/")[2].partition(".py ")
+        module = {"predict": predict, "export": export}[program]
+        options = module.parse_arguments(shlex.split(arguments))
+        assert options.checkpoint.parts[0] == "runs"
 
 
 def test_own_data_in_five_lines_is_a_configuration(tmp_path):

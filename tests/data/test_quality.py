@@ -61,6 +61,11 @@ def test_ranks_and_warnings_are_those_among_the_training_images():
     assert (judged[4].sharpness_rank, judged[4].brightness_rank) == (0, 1)
 
 
+def test_the_order_of_the_training_images_does_not_matter():
+    values = np.random.default_rng(0).random((50, 2))
+    assert QualityReference.of(values) == QualityReference.of(values[::-1])
+
+
 def test_equal_training_images_warn_of_what_differs_alone():
     reference = QualityReference.of(np.tile([3.0, 100.0], (4, 1)))
     same, darker = reference.judge(np.array([[3.0, 100], [3, 99]]))

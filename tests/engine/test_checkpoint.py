@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.checkpoint import CheckpointError, Checkpoints, Snapshot, load
+from engine.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Snapshot,
+    is_checkpoint,
+    load,
+    load_weights,
+)
 
 
 def make(epochs_done, steps_done=0):
@@ -20,6 +27,7 @@ def make(epochs_done, steps_done=0):
         optimizer={"optimizer": {"state": {0: {"step": torch.tensor(2.0)}}}, "scaler": {}},
         config={"run": {"seed": 1}},
         versions={"torch": "1"},
+        facts={"class_names": ["a", "b"]},
     )
 
 
@@ -31,6 +39,35 @@ def test_what_is_saved_comes_back(tmp_path):
     assert snapshot.ledger["label"].tolist() == [0, 1, 2, 3]
     assert snapshot.optimizer["optimizer"]["state"][0]["step"] == 2
     assert snapshot.config == {"run": {"seed": 1}}
+    assert snapshot.facts == {"class_names": ["a", "b"]}
+
+
+def test_weights_come_alone_with_what_is_known_of_them(tmp_path):
+    folder = Checkpoints(tmp_path, keep=2).save(make(3, 5))
+    (folder / "optimizer.pt").unlink()  # neither needed nor read
+    weights = load_weights(folder)
+    assert (weights.epochs_done, weights.steps_done, weights.folder) == (3, 5, folder)
+    assert weights.method["weight"].tolist() == [3, 3, 3]
+    assert (weights.config, weights.versions) == ({"run": {"seed": 1}}, {"torch": "1"})
+    assert weights.facts == {"class_names": ["a", "b"]}
+    assert is_checkpoint(folder) and not is_checkpoint(tmp_path)
+
+
+def test_torn_weights_are_skipped_and_said_so(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make(1))
+    (checkpoints.save(make(2)) / "method.safetensors").write_bytes(b"torn")
+    assert checkpoints.latest_weights().epochs_done == 1
+    assert "epoch-0002: method.safetensors is missing or damaged" in caplog.text
+    assert Checkpoints(tmp_path / "none", keep=1).latest_weights() is None
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_facts(tmp_path):
+    path = Checkpoints(tmp_path, keep=2).save(make(3)) / "state.json"
+    state = json.loads(path.read_text())
+    del state["facts"]
+    path.write_text(json.dumps(state))
+    assert load(path.parent).facts == load_weights(path.parent).facts == {}
 
 
 def test_a_checkpoint_in_the_midst_of_an_epoch_comes_after_that_of_its_start(tmp_path):

@@ -173,8 +173,9 @@ def test_a_wrong_checkpoint_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("backbone", "norm"), [("resnet18", "batch"), ("resnet18", "group"), ("resnet50", "frozen")]
+)
 def test_published_backbones_are_written_and_verified(tmp_path, backbone, norm):
     from methods.networks import ModelConfig, build_network
 

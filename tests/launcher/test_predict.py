@@ -1,10 +1,15 @@
+import csv
 import json
 import math
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from method_settings import tiny_config
 from PIL import Image
 from prediction_tables import probabilities, read_table
 from processes import ROOT, launch
@@ -14,6 +19,7 @@ from data.images import decode
 from data.manifest import TEST, VALIDATION
 from data.views import Views
 from engine.metrics import classification_metrics
+from launcher import run as launcher_run
 from launcher.predict import main
 from launcher.trained import load_trained
 
@@ -258,6 +264,29 @@ def test_wrong_requests_are_one_line_and_write_nothing(
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("sha256"), "state.json is not that of a checkpoint of a run"),
+        (lambda state: state["config"]["model"].update(width=8), "its weights do not fit"),
+        (
+            lambda state: state["config"]["optim"].update(speed=8),
+            "its configuration is not of this version; optim.speed: Extra inputs",
+        ),
+        (lambda state: state["facts"].pop("class_names"), "its facts are not of this version"),
+    ],
+)
+def test_a_checkpoint_of_another_making_is_refused(trained, predict, tmp_path, change, message):
+    source = trained("cross_entropy")
+    folder = shutil.copytree(source.run / "checkpoints/epoch-0002", tmp_path / "foreign")
+    state = json.loads((folder / "state.json").read_text())
+    change(state)
+    (folder / "state.json").write_text(json.dumps(state))
+    rows, printed = predict(folder, source.data, code=2)
+    assert rows is None and printed.count("\n") == 1
+    assert printed.startswith(f"error: {folder}: ") and message in printed
+
+
 def test_which_is_refused_for_a_checkpoint(trained, predict):
     run = trained("cross_entropy")
     folder = run.run / "checkpoints" / "epoch-0001"
@@ -277,6 +306,29 @@ def test_a_full_disk_leaves_the_earlier_result(trained, predict, tmp_path, monke
     _, printed = predict(run.run, run.data / "images/001.png", code=2)
     assert "No space left" in printed
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MEDNOISE_REALDATA" not in os.environ, reason="MEDNOISE_REALDATA is not set")
+def test_real_images_give_the_runs_own_metrics(predict, fresh_processes, tmp_path):
+    root = Path(os.environ["MEDNOISE_REALDATA"]) / "busi"  # grey, of many sizes and shapes
+    settings = tiny_config("gce", run={"epochs": 1, "dir": str(tmp_path / "run")})
+    settings["data"] = {
+        "source": "busi", "root": str(root), "image_size": 32, "resize": "pad", "num_workers": 0,
+    }  # fmt: skip
+    (tmp_path / "busi.yaml").write_text(yaml.safe_dump(settings))
+    assert launcher_run.main(["--config", str(tmp_path / "busi.yaml")]) == 0
+    fresh_processes()
+
+    with (root / "manifest.csv").open(newline="") as file:
+        listed = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    names = write_names(tmp_path, [str(root / row["image"]) for row in listed], column="file")
+    rows, _ = predict(tmp_path / "run", names, options=["--column", "file", "--num-workers", "2"])
+    assert {row["predicted"] for row in rows} <= {"normal", "benign", "malignant"}
+    found = classification_metrics(probabilities(rows), np.array([int(r["label"]) for r in listed]))
+    last = read_record(tmp_path / "run")[-1]
+    for name in ("accuracy", "kappa", "auroc"):
+        assert found[name] == pytest.approx(last[f"eval/{name}"], abs=1e-6)
 
 
 @pytest.mark.slow
