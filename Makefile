@@ -11,7 +11,7 @@ RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(READY)
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml \
 		--num_cpu_threads_per_process $(THREADS) \
-		launcher/run.py --config configs/qmix_demo.yaml run.dir=$(RUN_DIR)
+		launcher/run.py --config configs/qmix_demo.yaml run.dir=$(RUN_DIR) tracking.wandb=off
 
 test: $(READY)
 	$(BIN)/python -m pytest

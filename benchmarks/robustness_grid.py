@@ -104,6 +104,8 @@ class Cell(NamedTuple):
             "method": self.method_section(),
             "run.dir": str(out / str(self)),
             "run.seed": self.seed,
+            # Its tables are made from metrics.jsonl.
+            "tracking": {"wandb": "off", "figures_every_epochs": 0},
         }
         if BEDS[self.bed].has_files:
             sections["data.root"] = str(Path(os.environ[REAL_IMAGES], self.bed))

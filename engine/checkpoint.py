@@ -59,6 +59,7 @@ class Snapshot:
         optimizer: State of the optimiser, and of the loss scaler in fp16; tensors and plain values.
         config: The resolved configuration as a tree.
         versions: Package name -> version.
+        wandb_id: What wandb knows the run by.
         facts: What the trained model's user must know beyond the configuration, such as the names
             of its classes; JSON types.
     """
@@ -73,6 +74,7 @@ class Snapshot:
     optimizer: Mapping[str, Any]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
+    wandb_id: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -188,6 +190,7 @@ def load(folder: Path) -> Snapshot:
         optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
         config=state["config"],
         versions=state["versions"],
+        wandb_id=state["wandb_id"],
         facts=state.get("facts", {}),
     )
 
@@ -245,6 +248,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         "seconds": snapshot.seconds,
         "config": snapshot.config,
         "versions": snapshot.versions,
+        "wandb_id": snapshot.wandb_id,
         "facts": snapshot.facts,
         "sha256": {file.name: _sha256(file) for file in files},
     }

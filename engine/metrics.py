@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-__all__ = ["classification_metrics", "separation_metrics"]
+__all__ = ["classification_metrics", "group_counts", "separation_metrics"]
 
 # Named in the order of their numbers in a table of groups.
 _GROUPS = ("correct", "mis_h", "mis_l")
@@ -111,6 +111,29 @@ def separation_metrics(
         result[f"num_assigned/{name}"] = float(assigned.sum(axis=1).mean())
         result[f"num_true/{name}"] = float(truly.sum())
     return result
+
+
+def group_counts(
+    groups: NDArray[np.integer], labels: NDArray[np.integer], num_classes: int
+) -> dict[str, float]:
+    """How many samples of each given class each group holds.
+
+    Args:
+        groups: (M, N) in 0..2, the group that each network assigns.
+        labels: (N,) given labels in 0..C-1.
+        num_classes: C.
+
+    Returns:
+        ``assigned/<group>/<c>`` for each group of correct, mis_h, mis_l and each class c: mean over
+        the networks.
+    """
+    table = np.zeros((len(_GROUPS), num_classes))
+    np.add.at(table, (groups, np.broadcast_to(labels, groups.shape)), 1)
+    return {
+        f"assigned/{name}/{c}": float(table[group, c] / len(groups))
+        for group, name in enumerate(_GROUPS)
+        for c in range(num_classes)
+    }
 
 
 def _quadratic_kappa(table: NDArray[np.integer]) -> float:

@@ -1,6 +1,6 @@
 """Predictions of many samples, for surveys and evaluation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -8,16 +8,16 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from tqdm import tqdm
 
 from engine import collectives
 from engine.ledger import Column, Ledger
 from engine.metrics import classification_metrics
 from engine.plan import whole_batches
+from engine.progress import progress_bar
 from engine.task import IntArray, Task
 from methods.method import Method, View
 
-__all__ = ["EvaluationConfig", "Predictor", "progress_bar"]
+__all__ = ["EvaluationConfig", "Predictor"]
 
 
 class EvaluationConfig(BaseModel):
@@ -39,6 +39,10 @@ class Predictor:
         task: Images and views.
         config: Section ``evaluation``.
         at_boundary: Called by all ranks together after each batch; may raise to end the run.
+
+    Attributes:
+        predictions: Name of an evaluation set -> (n, C) float32 mean probabilities when it was
+            last evaluated, on every rank.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Predictor:
     ) -> None:
         self.accelerator, self.method, self.task = accelerator, method, task
         self.batch_size, self.at_boundary = config.batch_size, at_boundary
+        self.predictions: dict[str, NDArray[np.float32]] = {}
 
     @torch.no_grad()
     def batches(self, ids: IntArray, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -62,7 +67,7 @@ class Predictor:
         self.method.eval()
         rank, num_ranks = collectives.rank(), collectives.num_ranks()
         mine = whole_batches(ids, self.batch_size, rank, num_ranks)
-        loaded = progress_bar(self.task.loader(mine), len(mine), phase, self.accelerator)
+        loaded = progress_bar(self.task.loader(mine), len(ids), phase)
         for sample_ids, images in loaded:
             images = images.to(self.accelerator.device, non_blocking=True)
             plain = self.task.views(images, sample_ids, 0, 0, View("plain").kind)
@@ -86,14 +91,8 @@ class Predictor:
         """Metrics of the mean prediction on each evaluation set."""
         metrics: dict[str, float] = {}
         for name, ids in self.task.evaluation_ids.items():
-            found = classification_metrics(self.mean(ids), self.task.labels[ids].numpy())
+            self.predictions[name] = self.mean(ids)
+            labels = self.task.labels[ids].numpy()
+            found = classification_metrics(self.predictions[name], labels)
             metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         return metrics
-
-
-def progress_bar(
-    batches: Iterator[tuple[Tensor, Tensor]], total: int, phase: str, accelerator: Accelerator
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches, with a progress bar on the main process, where the output is a terminal."""
-    hidden = None if accelerator.is_main_process else True
-    return tqdm(batches, total=total, desc=phase, unit="batch", leave=False, disable=hidden)

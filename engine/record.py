@@ -1,4 +1,4 @@
-"""The run folder: the resolved configuration, one line of metrics an epoch, and their summary."""
+"""The run folder: the resolved configuration, lines of metrics, and their summary."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Record", "RunConfig", "Summary", "summarise", "write_text"]
+__all__ = ["Metrics", "Record", "RunConfig", "Summary", "summarise", "write_text"]
 
 Metrics = dict[str, Any]
 
@@ -61,24 +61,25 @@ def _plain(value: Any) -> Any:
 
 
 class Record:
-    """``metrics.jsonl``: one JSON object an epoch, with the key ``epoch``.
+    """``metrics.jsonl``: one JSON object an epoch, with the key ``epoch``; or one every few steps.
 
     Args:
         path: The file; nothing is written before :meth:`open`.
+        key: What the lines are numbered by, in ascending order.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, key: str = "epoch") -> None:
+        self.path, self.key = path, key
         self.history: list[Metrics] = []
 
-    def open(self, first_epoch: int) -> None:
+    def open(self, first: int) -> None:
         """Begin or go on.
 
         Args:
-            first_epoch: Epoch that the run starts or goes on at; lines from there on, left by an
-                attempt that was cut off, are removed.
+            first: Number of the next line; lines from there on, left by an attempt that was cut
+                off, are removed.
         """
-        self.history = [line for line in self.read(self.path) if line["epoch"] < first_epoch]
+        self.history = [line for line in self.read(self.path) if line[self.key] < first]
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.history]
         write_text(self.path, "".join(lines))
 
@@ -91,9 +92,9 @@ class Record:
         # A line that was being written when the process was killed has no end.
         return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 
-    def append(self, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Add an epoch's metrics."""
-        line = {"epoch": epoch} | {key: _plain(value) for key, value in metrics.items()}
+    def append(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Add a line, such as an epoch's metrics."""
+        line = {self.key: number} | {key: _plain(value) for key, value in metrics.items()}
         self.history.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")

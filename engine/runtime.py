@@ -2,9 +2,12 @@
 
 import importlib.util
 import logging
+import netrc
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +28,7 @@ __all__ = [
     "is_lost_process",
     "read_environment",
     "start_processes",
+    "wandb_mode",
 ]
 
 logger = logging.getLogger(__name__)
@@ -86,6 +90,26 @@ def read_environment() -> ProcessEnvironment:
         zero_stage=int(stage),
         deepspeed_file=variables.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""),
     )
+
+
+def wandb_mode() -> Literal["online", "offline", "off"]:
+    """How wandb would run: as WANDB_MODE says, else online where there is an API key."""
+    variables = os.environ
+    modes: dict[str, Literal["online", "offline", "off"]] = {
+        "online": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"
+    }  # fmt: skip
+    chosen = modes.get(variables.get("WANDB_MODE", ""))
+    if chosen is not None:
+        return chosen
+    if variables.get("WANDB_API_KEY") or variables.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return "online"
+    # Where `wandb login` writes it.
+    server = urlsplit(variables.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    file = Path(variables.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return "online" if netrc.netrc(file).authenticators(server) else "offline"
+    except (OSError, netrc.NetrcParseError):
+        return "offline"
 
 
 class LostProcessError(RuntimeError):

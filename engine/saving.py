@@ -8,6 +8,7 @@ from typing import Any
 from engine import collectives
 from engine.checkpoint import Checkpoints, Snapshot, epoch_folder
 from engine.record import Record, RunConfig, summarise
+from engine.tracking import Tracker
 from engine.trainer import Trainer
 
 __all__ = ["Saver"]
@@ -23,6 +24,7 @@ class Saver:
         config: Section ``run``.
         tree: The whole configuration, for the checkpoint.
         versions: Package name -> version, likewise.
+        tracker: Gets the epochs that are recorded, for figures and wandb.
 
     Attributes:
         facts: What the trained model's user must know, likewise; set before anything is saved.
@@ -37,7 +39,9 @@ class Saver:
         config: RunConfig,
         tree: Mapping[str, Any],
         versions: Mapping[str, str],
+        tracker: Tracker,
     ) -> None:
+        self.tracker = tracker
         self.trainer, self.config, self.tree, self.versions = trainer, config, tree, versions
         self.checkpoints = Checkpoints(config.dir / "checkpoints", config.keep_checkpoints)
         self.record = Record(config.dir / "metrics.jsonl")
@@ -48,11 +52,14 @@ class Saver:
         if snapshot is not None:
             self.trainer.restore(snapshot)
         collectives.on_main(lambda: self.record.open(self.trainer.epochs_done))
+        self.tracker.restore(snapshot, self.record.history)
 
     def finish_epoch(self, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Record an epoch and save."""
+        """Record an epoch, save, and show it."""
+        self.tracker.draw(epoch)
         collectives.on_main(lambda: self.record.append(epoch, metrics))
         self.save()
+        self.tracker.show_epoch(self.record.history)
 
     def finish_step(self, step: int) -> None:
         """Save where the configuration asks for it, after ``step`` steps of the run."""
@@ -61,7 +68,8 @@ class Saver:
 
     def save(self) -> None:
         """Write a checkpoint; it is complete when any rank goes on."""
-        snapshot = replace(self.trainer.snapshot(self.tree, self.versions), facts=self.facts)
+        snapshot = self.trainer.snapshot(self.tree, self.versions, self.tracker.wandb_id)
+        snapshot = replace(snapshot, facts=self.facts)
         collectives.on_main(lambda: self.checkpoints.save(snapshot, self._protected()))
 
     def _protected(self) -> set[str]:

@@ -14,13 +14,15 @@ from torch import Tensor
 from engine import collectives
 from engine.checkpoint import Snapshot
 from engine.ledger import Column, Ledger
-from engine.metrics import separation_metrics
+from engine.metrics import group_counts, separation_metrics
 from engine.optim import OptimConfig, learning_rate
 from engine.plan import global_batches, num_steps, rank_slice, repeat_numbers
-from engine.predictor import EvaluationConfig, Predictor, progress_bar
+from engine.predictor import EvaluationConfig, Predictor
+from engine.progress import progress_bar
 from engine.stepper import build_stepper
 from engine.task import IntArray, Task
 from engine.terms import TermMeans, global_loss
+from engine.throughput import Meter, Throughput
 from methods.method import Batch, Method
 
 __all__ = ["BASE_COLUMNS", "Trainer"]
@@ -49,6 +51,7 @@ class Trainer:
         epochs_done: Finished epochs.
         steps_done: Steps taken in the epoch under way.
         phase: What is going on, for messages.
+        throughput: Times of the steps.
     """
 
     def __init__(
@@ -72,6 +75,13 @@ class Trainer:
         # Of the epoch under way: means of the terms, other metrics, and when it began.
         self._means, self._metrics = TermMeans(), dict[str, float]()
         self._began = time.perf_counter()
+        self.throughput = Throughput()
+        self._window = TermMeans()
+
+    @property
+    def predictions(self) -> Mapping[str, NDArray[np.float32]]:
+        """Name of an evaluation set -> (n, C) mean probabilities after the last epoch."""
+        return self.predictor.predictions
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -79,6 +89,7 @@ class Trainer:
         self,
         finish_epoch: Callable[[int, Mapping[str, Any]], None],
         finish_step: Callable[[int], None] = lambda step: None,
+        note_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         """Train to the end.
 
@@ -95,18 +106,21 @@ class Trainer:
             finish_epoch: Called on every process with the epoch and its metrics.
             finish_step: Called on every process after each step but an epoch's last, with the
                 number of steps taken in the whole run.
+            note_step: The same, but after each step, before the run may be stopped there.
         """
         while self.epochs_done < self.task.num_epochs:
             epoch = self.epochs_done
             if self.steps_done == 0:
                 self._began = time.perf_counter()
                 self._metrics = self.prepare_epoch(epoch)
-            self.train_epoch(epoch, finish_step)
+            self.train_epoch(epoch, finish_step, note_step)
             self.phase = f"evaluation after epoch {epoch + 1}"
             self.ledger.synchronise()
             self._require_equal_ledgers()
             metrics = self._metrics | self.mean_terms() | self.predictor.evaluate()
             metrics["time/epoch_seconds"] = time.perf_counter() - self._began
+            metrics |= {f"time/{k}": v for k, v in self.throughput.epoch.rates().items()}
+            self.throughput.epoch = Meter()
             self.epochs_done, self.steps_done = epoch + 1, 0
             self._means, self._metrics = TermMeans(), {}
             logger.info("%s", describe_epoch(epoch, self.task.num_epochs, metrics))
@@ -119,14 +133,21 @@ class Trainer:
         return self.separate(epoch) if self.method.separates(epoch) else {}
 
     def train_epoch(
-        self, epoch: int, finish_step: Callable[[int], None] = lambda step: None
+        self,
+        epoch: int,
+        finish_step: Callable[[int], None] = lambda step: None,
+        note_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         """Take the steps of an epoch that are not yet done."""
         for sample_ids, views in self._batches(epoch):
             step = epoch * self.steps_per_epoch + self.steps_done
             self.phase = f"epoch {epoch + 1}, step {self.steps_done + 1} of {self.steps_per_epoch}"
-            self._means.add(self._step(sample_ids, views, epoch, step))
+            shares = self._step(sample_ids, views, epoch, step)
+            self._means.add(shares)
+            self._window.add(shares)
             self.steps_done += 1
+            self.throughput.end_step(self.optim.batch_size)
+            note_step(step + 1)
             self.at_boundary()
             if self.steps_done < self.steps_per_epoch:
                 finish_step(step + 1)
@@ -134,6 +155,29 @@ class Trainer:
     def mean_terms(self) -> dict[str, float]:
         """Means of the terms over the steps of the epoch; a collective call."""
         return {f"train/{name}": value for name, value in self._means.reduce().items()}
+
+    def take_window(self) -> dict[str, float]:
+        """What the steps since the last call were like; a collective call.
+
+        Returns:
+            ``loss/<term>``, mean over the steps; ``learning_rate`` of the last one;
+            ``images_per_second``; ``data_wait_share`` of this process; on a GPU
+            ``gpu_memory_gib``, the most it has held.
+        """
+        taken = self.epochs_done * self.steps_per_epoch + self.steps_done
+        found = {f"loss/{name}": value for name, value in self._window.reduce().items()}
+        found["learning_rate"] = self._rate(taken - 1)
+        found |= self.throughput.window.rates()
+        self._window, self.throughput.window = TermMeans(), Meter()
+        if self.accelerator.device.type == "cuda":
+            # The allocator's own count: it does not wait for the GPU.
+            most = torch.cuda.max_memory_allocated(self.accelerator.device)
+            found["gpu_memory_gib"] = most / 2**30
+        return found
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step of the run, counted from 0."""
+        return learning_rate(self.optim, step, self.task.num_epochs * self.steps_per_epoch)
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """This rank's slices of the epoch's remaining batches: sample_ids and named views."""
@@ -145,10 +189,10 @@ class Trainer:
             for values in (batches, repeat_numbers(batches))
         )
         self.stepper.wrapped.train()
-        loaded = progress_bar(
-            task.loader(mine), len(mine), f"epoch {epoch} train", self.accelerator
-        )
-        for numbers, (sample_ids, images) in zip(repeats, loaded, strict=True):
+        num_images = len(mine) * self.optim.batch_size
+        loaded = progress_bar(task.loader(mine), num_images, f"epoch {epoch + 1}, training")
+        waited = self.throughput.time_waits(loaded)
+        for numbers, (sample_ids, images) in zip(repeats, waited, strict=True):
             images = images.to(self.accelerator.device, non_blocking=True)
             yield (
                 sample_ids,
@@ -167,7 +211,7 @@ class Trainer:
         task, device = self.task, self.accelerator.device
         # Dropout is the one choice left to torch; with a seed a step nothing needs restoring.
         torch.manual_seed(hash((task.seed, step, collectives.rank())) & (2**63 - 1))
-        rate = learning_rate(self.optim, step, task.num_epochs * self.steps_per_epoch)
+        rate = self._rate(step)
         rows = self.ledger.rows(sample_ids, device)
         batch = Batch(sample_ids.to(device), views, rows, epoch, step)
         terms = self.stepper.wrapped(batch)
@@ -184,22 +228,22 @@ class Trainer:
         self.phase = f"survey before epoch {epoch + 1}"
         ids = self.task.train_ids
         with self.ledger.all_or_nothing():
-            for sample_ids, probabilities in self.predictor.batches(ids, f"epoch {epoch} survey"):
+            for sample_ids, probabilities in self.predictor.batches(ids, self.phase):
                 self.method.observe(self.ledger, sample_ids, probabilities)
             self.ledger.synchronise(expected_ids=torch.from_numpy(ids))
 
     def separate(self, epoch: int) -> dict[str, float]:
-        """Let the method separate the training samples; metrics where the truth is known."""
+        """Let the method separate the training samples; more metrics where the truth is known."""
         self.phase = f"separation before epoch {epoch + 1}"
         self.method.separate(self.ledger, epoch)
-        if self.task.true_groups is None or "group" not in self.ledger.columns:
+        if "group" not in self.ledger.columns:
             return {}
         ids = self.task.train_ids
-        found = separation_metrics(
-            self.ledger["posterior"][ids].transpose(0, 1).numpy(),
-            self.ledger["group"][ids].T.numpy(),
-            self.task.true_groups[ids],
-        )
+        groups = self.ledger["group"][ids].T.numpy()
+        found = group_counts(groups, self.task.labels[ids].numpy(), self.task.num_classes)
+        if self.task.true_groups is not None:
+            posteriors = self.ledger["posterior"][ids].transpose(0, 1).numpy()
+            found |= separation_metrics(posteriors, groups, self.task.true_groups[ids])
         return {f"separation/{name}": value for name, value in found.items()}
 
     def predict(self, ids: IntArray) -> NDArray[np.float32]:
@@ -212,7 +256,9 @@ class Trainer:
 
     # -- state -----------------------------------------------------------------------------------
 
-    def snapshot(self, config: Mapping[str, Any], versions: Mapping[str, str]) -> Snapshot:
+    def snapshot(
+        self, config: Mapping[str, Any], versions: Mapping[str, str], wandb_id: str
+    ) -> Snapshot:
         """Everything needed to go on from here; a collective call."""
         collectives.average_batch_statistics(self.method)
         return Snapshot(
@@ -226,6 +272,7 @@ class Trainer:
             optimizer=self.stepper.state_dict(),
             config=config,
             versions=versions,
+            wandb_id=wandb_id,
         )
 
     def restore(self, snapshot: Snapshot) -> None:

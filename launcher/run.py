@@ -21,6 +21,7 @@ from engine.collectives import MainProcessError
 from engine.config import ConfigError, differences, dump_config, load_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.plan import num_steps, per_rank_batch_size
+from engine.progress import PhaseFormatter
 from engine.record import write_text
 from engine.runtime import (
     LostProcessError,
@@ -30,6 +31,7 @@ from engine.runtime import (
 )
 from engine.saving import Saver
 from engine.terms import NonFiniteLossError
+from engine.tracking import Tracker
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
 from launcher.facts import gather_facts
@@ -78,15 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     rank = read_environment().rank
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s [rank {rank}] %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    formatter, handler = PhaseFormatter(rank), logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler])
     interrupts, code = Interrupts(), 0
     try:
         with interrupts.listening():
-            run(options, interrupts)
+            run(options, interrupts, formatter)
     except USER_ERRORS as error:
         # Every process meets the same error and one of them says it, unless a file may have failed
         # one of them alone.
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def run(options: argparse.Namespace, interrupts: Interrupts) -> None:
+def run(options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFormatter) -> None:
     """Check everything, then train to the end and print the result."""
     config = load_config(Config, options.config, options.overrides)
     accelerator = start_processes(config.runtime)
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace, interrupts: Interrupts) -> None:
         if accelerator.is_main_process:
             print(describe_plan(config, data, method, accelerator.num_processes))
         return
-    history = train(config, data, accelerator, interrupts)
+    history = train(config, data, accelerator, interrupts, formatter)
     if accelerator.is_main_process:
         manifest = data.source.manifest
         num_test = np.bincount(data.labels[manifest.where(TEST)], minlength=manifest.num_classes)
@@ -132,7 +132,11 @@ def run(options: argparse.Namespace, interrupts: Interrupts) -> None:
 
 
 def train(
-    config: Config, data: NoisyData, accelerator: Accelerator, interrupts: Interrupts
+    config: Config,
+    data: NoisyData,
+    accelerator: Accelerator,
+    interrupts: Interrupts,
+    formatter: PhaseFormatter,
 ) -> list[dict[str, Any]]:
     """Train, or go on training, in ``run.dir``; returns the record's lines on the main process."""
     if config.model.norm == "sync" and accelerator.device.type == "cpu":
@@ -145,8 +149,11 @@ def train(
     trainer = Trainer(
         accelerator, method, task, config.optim, config.evaluation, interrupts.raise_if_asked
     )
+    formatter.phase = lambda: trainer.phase
     versions = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")}
-    saver = Saver(trainer, config.run, config.model_dump(mode="json"), versions)
+    tree, names = config.model_dump(mode="json"), data.source.manifest.class_names
+    tracker = Tracker(trainer, config.tracking, config.run.dir, names, tree)
+    saver = Saver(trainer, config.run, tree, versions, tracker)
     snapshot = saver.checkpoints.latest()
     if snapshot is not None:
         changed = differences(snapshot.config, config, MAY_CHANGE_ON_RESUME)
@@ -166,9 +173,11 @@ def train(
         known = None if snapshot is None else snapshot.facts
         saver.facts = known or gather_facts(data, task)
         saver.restore(snapshot)
-        trainer.fit(saver.finish_epoch, saver.finish_step)
+        trainer.fit(saver.finish_epoch, saver.finish_step, tracker.note_step)
+        tracker.close(0)
     except RunInterruptedError as request:
         saver.save()
+        tracker.close(EXIT_INTERRUPTED)
         raise RunInterruptedError(
             f"stopped by {request} in {trainer.phase}, all is saved; go on with --resume auto"
         ) from request
@@ -180,6 +189,9 @@ def train(
             f"{config.runtime.timeout_seconds:g}, in {trainer.phase}: {first_line(error)}; "
             "go on with --resume auto"
         ) from error
+    finally:
+        # With any other end; of no effect after one of those above.
+        tracker.close(1)
     return saver.record.history
 
 

@@ -13,6 +13,7 @@ from engine.optim import OptimConfig
 from engine.predictor import EvaluationConfig
 from engine.record import RunConfig
 from engine.runtime import RuntimeConfig
+from engine.tracking import TrackingConfig
 from methods import METHODS
 from methods.networks import ModelConfig
 
@@ -36,6 +37,7 @@ MAY_CHANGE_ON_RESUME = (
     "runtime.device",
     "runtime.zero_stage",
     "runtime.timeout_seconds",
+    "tracking",
 )
 
 # One Config a method, told apart by method.name; a key of another method is refused.
@@ -56,3 +58,4 @@ class Config(BaseModel):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)

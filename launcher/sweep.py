@@ -111,6 +111,10 @@ class Cell(NamedTuple):
             "method": self.sweep.methods[self.method].model_dump(mode="json"),
             "run.dir": str(self.folder),
             "run.seed": self.seed,
+            # Seeds make a group, so that wandb can show their mean and spread.
+            "tracking.group": f"{self.noise}-{self.method}",
+            "tracking.job_type": self.sweep.out.name,
+            "tracking.tags": [self.noise, self.method, f"seed{self.seed}"],
         }
         # JSON is YAML, and quotes what paths may hold.
         own = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in sections.items()]

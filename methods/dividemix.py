@@ -129,6 +129,7 @@ class DivideMix(Pair):
             "loss": Column(
                 history, torch.float32, nan, "-log p[y] of the last surveys, newest first"
             ),
+            "predicted": Column((), torch.int16, -1, "class of the largest mean p in the survey"),
             "posterior": Column((*pair, 3), torch.float32, 0.0, "w of clean, wrong, and 0"),
             "group": Column(pair, torch.uint8, CORRECT, "0 labelled, 1 unlabelled"),
         }
@@ -143,7 +144,8 @@ class DivideMix(Pair):
         index = rows["label"].view(1, -1, 1).expand(NUM_NETWORKS, -1, 1)
         tiny = torch.finfo(torch.float32).tiny
         newest = -probabilities.gather(2, index).clamp_min(tiny).log().transpose(0, 1)
-        ledger.write(sample_ids, loss=torch.cat([newest, rows["loss"][..., :-1]], dim=-1))
+        losses = torch.cat([newest, rows["loss"][..., :-1]], dim=-1)
+        ledger.write(sample_ids, loss=losses, predicted=probabilities.mean(0).argmax(1))
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide all training samples by each network's losses."""
@@ -166,6 +168,12 @@ class DivideMix(Pair):
         group[ids] = torch.where(clean > self.config.p_threshold, CORRECT, MIS_H).to(torch.uint8)
         ledger.fill("posterior", posterior)
         ledger.fill("group", group)
+
+    def predicted_labels(self, ledger: Ledger) -> Tensor:
+        """What both networks predicted together in the last survey."""
+        ids = self.problem.train_ids
+        predicted = ledger["predicted"][ids].long()
+        return torch.where(predicted < 0, ledger["label"][ids], predicted)
 
     # -- training --------------------------------------------------------------------------------
 

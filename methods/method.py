@@ -28,7 +28,16 @@ from torch import Tensor, nn
 from engine.ledger import Column, Ledger
 from methods.networks import Network, Projector
 
-__all__ = ["Batch", "Method", "MethodError", "Problem", "Term", "View", "ViewKind"]
+__all__ = [
+    "Batch",
+    "FittedMixture",
+    "Method",
+    "MethodError",
+    "Problem",
+    "Term",
+    "View",
+    "ViewKind",
+]
 
 ViewKind = Literal["plain", "weak", "strong"]
 
@@ -118,6 +127,30 @@ class Problem:
         return counts.float() / counts.sum()
 
 
+@dataclass(frozen=True)
+class FittedMixture:
+    """Statistics that a separation has divided, and the Gaussian mixtures fitted to them.
+
+    Shapes: M networks, n training samples in the order of their ids, S segments, K components, D
+    statistics.
+
+    Attributes:
+        names: What the D statistics are.
+        features: (M, n, D) float64, as they were fitted.
+        segments: (n,) int64 in 0..S-1, the mixture that judges a sample.
+        weights: (M, S, K) float64, each mixture's sum to 1; components in the order of the groups.
+        means: (M, S, K, D) float64.
+        covariances: (M, S, K, D, D) float64.
+    """
+
+    names: tuple[str, ...]
+    features: Tensor
+    segments: Tensor
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
 class Method(nn.Module, ABC):
     """Base of all methods; see the module's docstring for the calls in order."""
 
@@ -183,6 +216,20 @@ class Method(nn.Module, ABC):
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Decide from the whole table how each sample is treated this epoch."""
+
+    def fitted_mixture(self, ledger: Ledger) -> FittedMixture | None:
+        """What the last separation fitted, for a figure; None where it fits no mixture in a plane.
+
+        Worked out anew from the ledger, so that it outlives a restart.
+        """
+        return None
+
+    def predicted_labels(self, ledger: Ledger) -> Tensor | None:
+        """(n,) int64 class that the method last predicted of each training sample, if it notes it.
+
+        Of a sample without a prediction yet: the given label.
+        """
+        return None
 
     def after_step(self) -> None:
         """Whatever follows each optimiser step, such as moving averages."""

@@ -33,11 +33,18 @@ from methods.losses import (
     squared_error,
     supervised_contrastive,
 )
-from methods.method import Batch, Problem, Term, View
+from methods.method import Batch, FittedMixture, Problem, Term, View
 from methods.mixmatch import refine_targets
 from methods.networks import Network, Projector
 from methods.pair import NUM_NETWORKS, Pair, prior_term
-from methods.separation import CORRECT, MIS_H, MIS_L, SeparationConfig, separate_quality
+from methods.separation import (
+    CORRECT,
+    MIS_H,
+    MIS_L,
+    Separation,
+    SeparationConfig,
+    separate_quality,
+)
 
 __all__ = ["QMix", "QMixConfig", "omega", "relative_to_class"]
 
@@ -147,21 +154,42 @@ class QMix(Pair):
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide the training samples of each class into the three groups, for each network."""
+        ids, separation = self.problem.train_ids, self._divide(ledger)
+        posterior, group = ledger["posterior"].clone(), ledger["group"].clone()
+        posterior[ids] = separation.posteriors.transpose(0, 1).float()
+        group[ids] = separation.groups.T
+        ledger.fill("posterior", posterior)
+        ledger.fill("group", group)
+
+    def _divide(self, ledger: Ledger) -> Separation:
+        """The division of the training samples by the statistics in the ledger."""
         ids = self.problem.train_ids
         uncertainty = ledger["uncertainty"][ids].T
         if self.config.relative_uncertainty:
             predicted = ledger["predicted"][ids].T.long()
             uncertainty = relative_to_class(uncertainty, predicted, self.problem.num_classes)
         labels, num_classes = ledger["label"][ids], self.problem.num_classes
-        separation = separate_quality(
+        return separate_quality(
             ledger["loss"][ids].T, uncertainty, labels, num_classes,
             sample_ids=ids, config=SeparationConfig(pooling=self.config.pooling),
         )  # fmt: skip
-        posterior, group = ledger["posterior"].clone(), ledger["group"].clone()
-        posterior[ids] = separation.posteriors.transpose(0, 1).float()
-        group[ids] = separation.groups.T
-        ledger.fill("posterior", posterior)
-        ledger.fill("group", group)
+
+    def fitted_mixture(self, ledger: Ledger) -> FittedMixture:
+        """Loss and uncertainty with the mixture of each given class."""
+        separation = self._divide(ledger)
+        mixture = separation.mixture
+        uncertainty = "relative uncertainty" if self.config.relative_uncertainty else "uncertainty"
+        return FittedMixture(
+            ("loss", uncertainty), separation.features, ledger["label"][self.problem.train_ids],
+            mixture.weights, mixture.means, mixture.covariances,
+        )  # fmt: skip
+
+    def predicted_labels(self, ledger: Ledger) -> Tensor:
+        """Where the networks disagree, the class that is predicted with less uncertainty."""
+        ids = self.problem.train_ids
+        surer = ledger["uncertainty"][ids].argmin(dim=1, keepdim=True)
+        predicted = ledger["predicted"][ids].gather(1, surer).squeeze(1).long()
+        return torch.where(predicted < 0, ledger["label"][ids], predicted)
 
     # -- training --------------------------------------------------------------------------------
 

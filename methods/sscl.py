@@ -163,6 +163,13 @@ class SSCL(Method):
         ledger.fill("posterior", posterior)
         ledger.fill("group", group)
 
+    def predicted_labels(self, ledger: Ledger) -> Tensor:
+        """The class of the largest probability when last trained on."""
+        ids = self.problem.train_ids
+        prediction = ledger["prediction"][ids]
+        unknown = prediction.isnan().any(dim=1)
+        return torch.where(unknown, ledger["label"][ids], prediction.argmax(dim=1))
+
     # -- training --------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Term]:

@@ -51,6 +51,7 @@ def tiny_config(method: str, /, **sections: dict) -> dict:
         "method": METHOD_SETTINGS[method],
         "optim": {"batch_size": 16, "lr": 0.002},
         "evaluation": {"batch_size": 16},
+        "tracking": {"wandb": "off", "figures_every_epochs": 0, "every_steps": 2},
     }
     for name, values in sections.items():
         config[name] = {**config.get(name, {}), **values}

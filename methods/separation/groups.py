@@ -91,6 +91,7 @@ class Separation:
         groups: (M, N) uint8, the column of the largest posterior (the first of equals).
         mixture: each class's own mixture, components in the order of the columns; the one over all
             classes where ``source`` is not OWN_FIT.
+        features: (M, N, 2) float64, scaled loss and uncertainty.
         source: (M, C) uint8: OWN_FIT, POOLED_FIT (too few samples, or no sensible arrangement of
             the class's components) or ALL_CORRECT (nor of the pooled ones: posterior (1, 0, 0)).
     """
@@ -98,6 +99,7 @@ class Separation:
     posteriors: Tensor
     groups: Tensor
     mixture: Mixture
+    features: Tensor
     source: Tensor
 
 
@@ -155,7 +157,8 @@ def separate_quality(
     shared = mixture_posteriors(pooled, features, torch.zeros_like(labels))
     posteriors = (1 - share) * posteriors + share * shared
     posteriors[source[:, labels] == ALL_CORRECT] = torch.eye(NUM_GROUPS).double()[CORRECT]
-    return Separation(posteriors, posteriors.argmax(dim=-1).to(torch.uint8), mixture, source)
+    groups = posteriors.argmax(dim=-1).to(torch.uint8)
+    return Separation(posteriors, groups, mixture, features, source)
 
 
 def separate_loss(

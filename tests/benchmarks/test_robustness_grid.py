@@ -70,7 +70,10 @@ def test_all_cells_of_a_bed_share_everything_but_noise_and_method(bed):
     )
     for cell in select([bed, "seed0", "qmix", "cross_entropy"]):
         config = cell.compose(OUT)
-        assert differences(plain, config, ["run.dir", "data.root", "noise", "method"]) == []
+        assert (
+            differences(plain, config, ["run.dir", "data.root", "noise", "method", "tracking"])
+            == []
+        )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_a_cell_is_the_configuration_of_the_same_name(bed, noise, method):
     path = ROOT / "configs" / f"{method}_{bed}.yaml"
     config = load_config(Config, path, ["data.root=/packs", "run.seed=2"])
     cell = Cell(bed, noise, method, 2).compose(OUT)
-    assert differences(config, cell, ["run.dir", "data.root"]) == []
+    assert differences(config, cell, ["run.dir", "data.root", "tracking"]) == []
 
 
 def test_settings_win_over_the_file_and_the_grid():

@@ -28,6 +28,7 @@ def make(epochs_done, steps_done=0):
         config={"run": {"seed": 1}},
         versions={"torch": "1"},
         facts={"class_names": ["a", "b"]},
+        wandb_id="3f9c01ab",
     )
 
 
@@ -40,6 +41,7 @@ def test_what_is_saved_comes_back(tmp_path):
     assert snapshot.optimizer["optimizer"]["state"][0]["step"] == 2
     assert snapshot.config == {"run": {"seed": 1}}
     assert snapshot.facts == {"class_names": ["a", "b"]}
+    assert snapshot.wandb_id == "3f9c01ab"
 
 
 def test_weights_come_alone_with_what_is_known_of_them(tmp_path):

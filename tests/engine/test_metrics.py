@@ -12,7 +12,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from engine.metrics import classification_metrics, separation_metrics
+from engine.metrics import classification_metrics, group_counts, separation_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -188,3 +188,14 @@ def test_separation_without_noise_is_undefined_not_an_error():
 def test_unusable_separations_are_refused(posteriors, groups, true_groups, message):
     with pytest.raises(ValueError, match=message):
         separation_metrics(posteriors, groups, true_groups)
+
+
+def test_groups_are_counted_by_given_class_as_a_mean_over_networks():
+    groups = np.array([[0, 0, 1, 2, 2], [0, 1, 1, 2, 0]])
+    labels = np.array([0, 0, 0, 2, 2])
+    counts = group_counts(groups, labels, 3)
+    assert len(counts) == 9
+    assert counts["assigned/correct/0"] == 1.5 and counts["assigned/mis_h/0"] == 1.5
+    assert counts["assigned/correct/2"] == 0.5 and counts["assigned/mis_l/2"] == 1.5
+    assert all(counts[f"assigned/{group}/1"] == 0 for group in ("correct", "mis_h", "mis_l"))
+    assert sum(counts.values()) == 5

@@ -23,10 +23,20 @@ def test_going_on_removes_later_lines_and_a_torn_one(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n{"epo')
     record = Record(path)
-    record.open(first_epoch=2)
+    record.open(2)
     assert [line["epoch"] for line in record.history] == [0, 1]
     record.append(2, {"new": 1})
     assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2, "new": 1}\n'
+
+
+def test_lines_may_be_numbered_by_something_else(tmp_path):
+    record = Record(tmp_path / "steps.jsonl", "global_step")
+    record.open(0)
+    for step in (10, 20, 30):
+        record.append(step, {"step/learning_rate": 0.1})
+    again = Record(record.path, "global_step")
+    again.open(21)
+    assert [line["global_step"] for line in again.history] == [10, 20]
 
 
 def make_history(kappas, validation=None):

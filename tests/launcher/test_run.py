@@ -55,7 +55,7 @@ def contents(folder):
 def test_the_run_folder_holds_config_record_and_newest_checkpoints(finished):
     folder, _ = finished
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoints", "config.yaml", "metrics.jsonl"
+        "checkpoints", "config.yaml", "metrics.jsonl", "steps.jsonl"
     ]  # fmt: skip
     names = {p.name for p in (folder / "checkpoints").iterdir()}
     kappas = [line["validation/kappa"] for line in read_record(folder)]
