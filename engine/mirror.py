@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.runtime import set_up_wandb
 from engine.wandb_file import last_step
 
 __all__ = ["Gallery", "Mirror", "Mode", "Row"]
@@ -121,9 +122,10 @@ class Mirror:
             logger.debug("wandb.teardown: %s", error)
 
     def _begin(self, mode: Mode, settings: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        set_up_wandb(self.folder.resolve() / "wandb")
         import wandb
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         if mode == "online":
             try:
                 self._run = self._init("online", settings)

@@ -27,6 +27,7 @@ __all__ = [
     "RuntimeConfig",
     "is_lost_process",
     "read_environment",
+    "set_up_wandb",
     "start_processes",
     "wandb_mode",
 ]
@@ -110,6 +111,18 @@ def wandb_mode() -> Literal["online", "offline", "off"]:
         return "online" if netrc.netrc(file).authenticators(server) else "offline"
     except (OSError, netrc.NetrcParseError):
         return "offline"
+
+
+def set_up_wandb(folder: Path) -> None:
+    """Set, unless the user has, what wandb takes from the environment alone; before its import.
+
+    Args:
+        folder: Where wandb keeps what is yet to be sent: with the run, not in a home folder that
+            another machine may not see.
+    """
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder))
+    # Its reports of its own errors go to its makers; without a network they hold up the exit.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 class LostProcessError(RuntimeError):

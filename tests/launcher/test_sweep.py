@@ -246,3 +246,12 @@ def test_the_queue_is_read_where_there_is_one(monkeypatch):
 def test_what_a_cell_decides_cannot_be_set(write):
     with pytest.raises(ConfigError, match=r"run\.dir: decided by the cells"):
         first_cell(write()).compose(["run.dir=elsewhere"])
+
+
+def test_seeds_of_a_setting_are_a_group_in_wandb(write):
+    cells = cells_of(load_config(Sweep, write()))
+    tracking = [cell.compose().tracking for cell in cells]
+    assert [t.group for t in tracking] == ["sym20-ce", "sym20-gce"] * 2
+    assert {t.job_type for t in tracking} == {"out"}
+    assert tracking[1].tags == ["sym20", "gce", "seed3"]
+    assert cells[0].compose(["tracking.group=mine"]).tracking.group == "mine"

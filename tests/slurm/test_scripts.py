@@ -163,3 +163,31 @@ def test_a_job_from_another_folder_is_refused(submit, tmp_path):
     (tmp_path / "slurm" / "ranks.sh").unlink()
     done = submit("train.sh", "configs/mine.yaml")
     assert done.returncode == 2 and "submit from there" in done.stderr
+
+
+SYNCED = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > synced
+"""
+
+
+def test_sync_hands_over_every_part_of_every_run(submit, tmp_path):
+    (tmp_path / "bin" / "python").write_text(SYNCED)
+    parts = [
+        f"runs/{run}/wandb/offline-run-2026112{day}_101010-{run_id}"
+        for run, day, run_id in (("a b", 6, "x1"), ("a b", 7, "x1"), ("sweep/cell", 5, "x2"))
+    ]
+    for part in (*parts, "runs/a b/wandb/run-20261126_111111-x3", "runs/a b/figures"):
+        (tmp_path / part / "files").mkdir(parents=True)
+    done = submit("sync.sh")
+    assert done.returncode == 0, done.stderr
+    handed = (tmp_path / "synced").read_text().splitlines()
+    assert handed == ["-m", "wandb", "sync", *parts]
+    assert submit("sync.sh", "runs/sweep").returncode == 0
+    assert (tmp_path / "synced").read_text().splitlines()[3:] == parts[2:]
+
+
+def test_sync_says_where_there_is_nothing(submit, tmp_path):
+    (tmp_path / "runs").mkdir()
+    done = submit("sync.sh")
+    assert done.returncode == 0
+    assert done.stdout == "nothing was kept offline below runs\n"
