@@ -143,10 +143,11 @@ def ellipse_of(covariance: Floats, num_deviations: float) -> tuple[float, float,
 
 
 def _scatter(panel: Axes, features: Floats, groups: Ints) -> None:
+    area = 9 if len(groups) > 400 else 18
     for group, (colour, marker) in enumerate(zip(_COLOURS, _MARKERS, strict=True)):
         own = features[groups == group]
         panel.scatter(
-            own[:, 0], own[:, 1], s=9, c=colour, marker=marker, alpha=0.45,
+            own[:, 0], own[:, 1], s=area, c=colour, marker=marker, alpha=0.45,
             linewidths=0.8 if marker == "x" else 0,
         )  # fmt: skip
 
