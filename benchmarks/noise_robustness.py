@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from robustness_figures import figures_of, goals_of, spreads_of, to_json
 from robustness_grid import BEDS, DECIDED_BY_CELL, REAL_IMAGES, ROOT, Cell, select
@@ -25,25 +24,11 @@ from robustness_table import report
 from tqdm import tqdm
 
 from engine.config import ConfigError, differences, dump_config
-from engine.record import Record, write_text
-from engine.strict_yaml import parse_yaml
+from engine.record import write_text
+from engine.run_folder import read_run
 from launcher.settings import MAY_CHANGE_ON_RESUME
 
 __all__ = ["main"]
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run folder holds a line of metrics for each of its epochs."""
-    config = folder / "config.yaml"
-    if not config.exists():
-        return False
-    num_epochs = parse_yaml(config.read_text(encoding="utf-8")).tree["run"]["epochs"]
-    return len(Record.read(folder / "metrics.jsonl")) >= num_epochs
-
-
-def history_of(cell: Cell, out: Path) -> list[Mapping[str, Any]]:
-    """Lines of a cell's record."""
-    return list(Record.read(out / str(cell) / "metrics.jsonl"))
 
 
 def run(cell: Cell, out: Path, settings: Sequence[str]) -> str:
@@ -53,9 +38,9 @@ def run(cell: Cell, out: Path, settings: Sequence[str]) -> str:
         wanted = cell.compose(out, settings)
     except ConfigError as error:
         return str(error)
-    if is_finished(folder):
-        made_with = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8")).tree
-        changed = differences(made_with, wanted, MAY_CHANGE_ON_RESUME)
+    found = read_run(folder)
+    if found.is_finished:
+        changed = differences(found.config, wanted, MAY_CHANGE_ON_RESUME)
         return f"made with other settings: {'; '.join(changed)}" if changed else ""
     config = out / f"{cell}.yaml"
     write_text(config, dump_config(wanted))
@@ -150,9 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.table_only:
         cells = leave_out_beds_without_files(cells)
         failures = run_all(cells, out, options.settings, options.jobs)
-    finished = [cell for cell in cells if cell not in failures and is_finished(out / str(cell))]
+    found = {cell: read_run(out / str(cell)) for cell in cells if cell not in failures}
+    finished = [cell for cell, run_folder in found.items() if run_folder.is_finished]
     results = spreads_of(
-        (cell, figures_of(history_of(cell, out), BEDS[cell.bed].headline)) for cell in finished
+        (cell, figures_of(found[cell].history, BEDS[cell.bed].headline)) for cell in finished
     )
     goals = goals_of(results)
     print(report(results, goals, long=options.long))

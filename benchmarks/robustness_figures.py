@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 from robustness_grid import BEDS, METHODS, NOISES, Cell
 
+from engine.metrics import METRIC_TITLES as METRICS
+from engine.record import choose_lines, number
+from engine.seeds import UNDEFINED, Spread
+
 __all__ = [
     "CLASS_METRICS", "METRICS", "OCCASIONS", "SEPARATION", "UNDEFINED", "Figures", "Goal",
     "Results", "Spread", "figures_of", "goals_of", "spreads_of", "to_json",
 ]  # fmt: skip
 
-NUM_LAST = 5
-METRICS = {
-    "kappa": "kappa",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-}
 # Of each class, at the last epoch.
 CLASS_METRICS = {"recall": "recall", "f1": "F1"}
 # In the order of the table. Only validation may choose an epoch in use.
@@ -40,38 +36,8 @@ SEPARATION = {
         for kind in ("precision", "recall")
     },
 }
-UNDEFINED = "-"
 # The methods that are to end above cross-entropy, where labels alone are wrong.
 TITLES = {"dividemix": "DivideMix", "sscl": "SSCL", "qmix": "QMix"}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over seeds.
-
-    Attributes:
-        values: Seed -> value; NaN where it is undefined.
-    """
-
-    values: Mapping[int, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds; NaN where any value is undefined."""
-        return float(np.mean(list(self.values.values())))
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation; NaN for a single seed."""
-        if len(self.values) < 2:
-            return math.nan
-        return float(np.std(list(self.values.values()), ddof=1))
-
-    def __str__(self) -> str:
-        if math.isnan(self.mean):
-            return UNDEFINED
-        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.3f}"
-        return f"{self.mean:.3f}{spread}"
 
 
 Figures = dict[str, Spread]
@@ -93,38 +59,22 @@ def figures_of(history: Sequence[Mapping[str, Any]], headline: str) -> dict[str,
         predicts any test image rightly. NaN where undefined.
     """
     last = history[-1]
-    chosen = {
-        "best_on_test": [_best(history, f"eval/{headline}")],
-        "last": [last],
-        "mean_of_last_5": list(history[-NUM_LAST:]),
-    }
-    if last.get(f"validation/{headline}") is not None:
-        chosen["best_on_validation"] = [_best(history, f"validation/{headline}")]
+    chosen = choose_lines(history, headline)
     figures = {
-        f"{occasion}/{metric}": float(np.mean([_number(line, f"eval/{metric}") for line in lines]))
+        f"{occasion}/{metric}": float(np.mean([number(line, f"eval/{metric}") for line in lines]))
         for occasion, lines in chosen.items()
         for metric in METRICS
     }
     figures |= {
-        f"last/{name.removeprefix('eval/')}": _number(last, name)
+        f"last/{name.removeprefix('eval/')}": number(last, name)
         for name in last
         if name.startswith(tuple(f"eval/{metric}/" for metric in CLASS_METRICS))
     }
-    figures |= {name: _number(last, name) for name in SEPARATION if name in last}
-    recalls = [_number(last, name) for name in last if name.startswith("eval/recall/")]
+    figures |= {name: number(last, name) for name in SEPARATION if name in last}
+    recalls = [number(last, name) for name in last if name.startswith("eval/recall/")]
     figures["num_classes"] = sum(not math.isnan(recall) for recall in recalls)
     figures["num_classes_predicted"] = sum(recall > 0 for recall in recalls)
     return figures
-
-
-def _best(history: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    """The first line in which a metric is largest."""
-    return max(history, key=lambda line: -math.inf if line.get(name) is None else line[name])
-
-
-def _number(line: Mapping[str, Any], name: str) -> float:
-    value = line.get(name)
-    return math.nan if value is None else float(value)
 
 
 def spreads_of(runs: Iterable[tuple[Cell, Mapping[str, float]]]) -> Results:

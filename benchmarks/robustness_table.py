@@ -17,6 +17,8 @@ from robustness_figures import (
 )
 from robustness_grid import BEDS, SEEDS
 
+from engine.tables import Table
+
 __all__ = ["report"]
 
 # Of one bed: noise -> method -> figures.
@@ -61,7 +63,7 @@ def _main_table(noises: Noises, headline: str) -> list[str]:
         [method, *(_main_entry(of_methods.get(method), headline) for of_methods in noises.values())]
         for method in methods
     ]
-    return _table(["method", *noises], rows)
+    return Table(["method", *noises], rows).markdown()
 
 
 def _main_entry(figures: Figures | None, headline: str) -> str:
@@ -87,7 +89,9 @@ def _separation_table(noises: Noises) -> list[str]:
         wanted = max(figures["num_classes"].values.values())
         separation = [str(figures.get(name, UNDEFINED)) for name in SEPARATION]
         rows.append([noise, method, *separation, f"{predicted:.0f} of {wanted:.0f}"])
-    return _table(["noise", "method", *SEPARATION.values(), "fewest classes predicted"], rows)
+    return Table(
+        ["noise", "method", *SEPARATION.values(), "fewest classes predicted"], rows
+    ).markdown()
 
 
 def _metric_table(noises: Noises) -> list[str]:
@@ -102,7 +106,7 @@ def _metric_table(noises: Noises) -> list[str]:
         for occasion, title in OCCASIONS.items()
         if f"{occasion}/kappa" in figures
     ]
-    return _table(["noise", "method", "epoch", *METRICS.values()], rows)
+    return Table(["noise", "method", "epoch", *METRICS.values()], rows).markdown()
 
 
 def _class_table(noises: Noises) -> list[str]:
@@ -122,7 +126,7 @@ def _class_table(noises: Noises) -> list[str]:
         ]
         for noise, method, figures in _rows(noises)
     ]
-    return _table(["noise", "method", *map(str, classes)], rows)
+    return Table(["noise", "method", *map(str, classes)], rows).markdown()
 
 
 def _mean(spread: Spread | None) -> str:
@@ -142,8 +146,4 @@ def _goal_table(goals: Sequence[Goal]) -> list[str]:
         ]
         for goal in goals
     ]
-    return _table(["bed", "noise", "goal", "bound", "measured", "verdict"], rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]] + [""]
+    return Table(["bed", "noise", "goal", "bound", "measured", "verdict"], rows).markdown()

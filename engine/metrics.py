@@ -12,7 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-__all__ = ["classification_metrics", "group_counts", "separation_metrics"]
+__all__ = [
+    "CLASS_METRIC_TITLES",
+    "METRIC_TITLES",
+    "classification_metrics",
+    "group_counts",
+    "separation_metrics",
+]
+
+# Name in a record, after its set -> how tables and figures call it.
+METRIC_TITLES = {
+    "kappa": "kappa",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+}
+# Likewise of one class: ``<name>/<c>``.
+CLASS_METRIC_TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "auroc": "AUROC"}
 
 # Named in the order of their numbers in a table of groups.
 _GROUPS = ("correct", "mis_h", "mis_l")

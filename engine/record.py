@@ -10,7 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Metrics", "Record", "RunConfig", "Summary", "summarise", "write_text"]
+__all__ = [
+    "NUM_LAST", "SELECTION_METRIC", "Metrics", "Record", "RunConfig", "Summary", "choose_lines", "number",
+    "summarise", "write_text",
+]  # fmt: skip
 
 Metrics = dict[str, Any]
 
@@ -120,6 +123,33 @@ class Summary(BaseModel):
     mean_last: dict[str, float]
 
 
+def choose_lines(
+    history: Sequence[Mapping[str, Any]], metric: str = SELECTION_METRIC
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The lines of a record that a table may report.
+
+    Args:
+        history: Lines of a record, at least one.
+        metric: What the best epochs are the best in; the first of equals.
+
+    Returns:
+        ``last``; ``mean_of_last_5``, those that a mean is taken over; ``best_on_validation`` where
+        the last line has the metric there; ``best_on_test``, which is optimistic.
+    """
+
+    def best(key: str) -> list[Mapping[str, Any]]:
+        return [max(history, key=lambda line: number(line, key, missing=-math.inf))]
+
+    chosen = {
+        "last": [history[-1]],
+        "mean_of_last_5": list(history[-NUM_LAST:]),
+        "best_on_test": best(f"eval/{metric}"),
+    }
+    if history[-1].get(f"validation/{metric}") is not None:
+        chosen["best_on_validation"] = best(f"validation/{metric}")
+    return chosen
+
+
 def summarise(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Summary:
     """Best, last, and mean of the last five epochs.
 
@@ -130,25 +160,25 @@ def summarise(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Sum
     Returns:
         The summary; undefined values are NaN.
     """
-    key = f"validation/{SELECTION_METRIC}"
-    selected_on = "validation" if history[-1].get(key) is not None else "test"
-    if selected_on == "test":
-        key = f"eval/{SELECTION_METRIC}"
-    best = max(history, key=lambda line: _number(line, key, missing=-math.inf))
+    chosen = choose_lines(history)
+    selected_on = "validation" if "best_on_validation" in chosen else "test"
+    best = chosen[f"best_on_{selected_on}"]
 
-    def values(line: Mapping[str, Any]) -> dict[str, float]:
-        return {name: _number(line, f"eval/{name}") for name in names}
+    def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        return {
+            name: statistics.fmean(number(line, f"eval/{name}") for line in lines) for name in names
+        }
 
-    last_lines = [values(line) for line in history[-NUM_LAST:]]
     return Summary(
-        best_epoch=best["epoch"],
+        best_epoch=best[0]["epoch"],
         selected_on=selected_on,
-        best=values(best),
-        last=values(history[-1]),
-        mean_last={name: statistics.fmean(line[name] for line in last_lines) for name in names},
+        best=means(best),
+        last=means(chosen["last"]),
+        mean_last=means(chosen["mean_of_last_5"]),
     )
 
 
-def _number(line: Mapping[str, Any], key: str, missing: float = math.nan) -> float:
+def number(line: Mapping[str, Any], key: str, missing: float = math.nan) -> float:
+    """A value of a record's line; ``missing`` where it is null or absent."""
     value = line.get(key)
     return missing if value is None else float(value)

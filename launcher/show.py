@@ -8,8 +8,10 @@ import numpy as np
 
 from data.manifest import SPLIT_NAMES, TRAIN
 from engine.ledger import Ledger
+from engine.metrics import CLASS_METRIC_TITLES
 from engine.plan import num_steps, per_rank_batch_size
 from engine.record import summarise
+from engine.tables import Table
 from engine.trainer import BASE_COLUMNS
 from launcher.assemble import NoisyData
 from launcher.settings import Config
@@ -25,7 +27,6 @@ RESULT_NAMES = {
     "macro_f1": "macro F1",
     "auroc": "macro one-vs-rest AUROC",
 }
-CLASS_RESULT_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "auroc": "AUROC"}
 
 
 def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: int) -> str:
@@ -77,7 +78,7 @@ def _count_samples(data: NoisyData) -> list[str]:
         for c, name in enumerate(manifest.class_names)
     ]
     total = ["all", *(int(chosen.sum()) for chosen in columns.values())]
-    return _table(["given class", *columns], [*rows, total])
+    return Table(["given class", *columns], [*rows, total]).text()
 
 
 def describe_result(
@@ -102,11 +103,12 @@ def describe_result(
     if "eval/kappa" in history[-1]:
         summary = summarise(history, list(RESULT_NAMES))
         caution = "" if summary.selected_on == "validation" else " (chosen on test: optimistic)"
-        lines += _table(["test metric", "best", "last", "mean of last 5"], [
-            [title, *(f"{part[name]:.4f}" for part in (summary.best, summary.last,
-                                                       summary.mean_last))]
+        parts = (summary.best, summary.last, summary.mean_last)
+        rows = [
+            [title, *(f"{part[name]:.4f}" for part in parts)]
             for name, title in RESULT_NAMES.items()
-        ])  # fmt: skip
+        ]
+        lines += Table(["test metric", "best", "last", "mean of last 5"], rows).text()
         lines.append(
             f"best: epoch {summary.best_epoch + 1} by {summary.selected_on} kappa{caution}"
         )
@@ -121,12 +123,12 @@ def _describe_classes(
 ) -> list[str]:
     """The test metrics of each class in the last epoch."""
     rows = [
-        [name, num, *(_shown(metrics.get(f"eval/{key}/{c}")) for key in CLASS_RESULT_NAMES)]
+        [name, num, *(_shown(metrics.get(f"eval/{key}/{c}")) for key in CLASS_METRIC_TITLES)]
         for c, (name, num) in enumerate(zip(class_names, num_images, strict=True))
     ]
     return [
         "test metrics by class in the last epoch:",
-        *_table(["class", "test images", *CLASS_RESULT_NAMES.values()], rows),
+        *Table(["class", "test images", *CLASS_METRIC_TITLES.values()], rows).text(),
     ]
 
 
@@ -150,22 +152,10 @@ def _describe_separation(metrics: Mapping[str, Any]) -> list[str]:
     ]
     return [
         f"separation in the last epoch: AUC {number('auc')}",
-        *_table(["group", "samples", "precision", "recall"], rows),
+        *Table(["group", "samples", "precision", "recall"], rows).text(),
     ]
 
 
 def _shown(value: float | None, digits: int = 3) -> str:
     """A number, or a dash for one that the record holds as null or lacks."""
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:],
-                                                                         strict=True))])
-        for row in cells
-    ]  # fmt: skip
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -25,6 +25,7 @@ from engine.interrupts import EXIT_INTERRUPTED
 from engine.record import Record, write_text
 from engine.runtime import read_environment
 from engine.strict_yaml import parse_yaml
+from engine.tables import Table
 from launcher import run as launcher
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config, MethodConfig
 
@@ -241,18 +242,13 @@ def describe(file: Path, cells: Sequence[Cell], settings: Sequence[str]) -> str:
     """The table of all cells, how many are in which state, and how to run those that need it."""
     jobs = queued_jobs()
     states = [state_of(cell, settings, jobs) for cell in cells]
-    width = max(len(str(cell)) for cell in cells)
-    header = f"{'':>4}  {'cell':<{width}}  {'state':<14}  {'epochs':>9}"
-    lines = [header + "".join(f"  {title:>8}" for title in METRICS.values())]
-    lines.append("-" * len(lines[0]))
+    rows = []
     for number, (cell, state) in enumerate(zip(cells, states, strict=True)):
-        epochs = f"{state.epochs_done}/{state.num_epochs}"
         values = [state.metrics.get(f"eval/{name}") for name in METRICS]
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
-        lines.append(
-            f"{number:>4}  {cell!s:<{width}}  {state.name:<14}  {epochs:>9}"
-            + "".join(f"  {text:>8}" for text in shown)
-        )
+        epochs = f"{state.epochs_done}/{state.num_epochs}"
+        rows.append([number, cell, state.name, epochs, *shown])
+    lines = Table(["", "cell", "state", "epochs", *METRICS.values()], rows).text(left=(1, 2))
     counts = Counter(state.name for state in states)
     lines.append(f"{len(cells)} cells: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     to_run = [
