@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from engine.config_errors import KeyPath, explain, format_path, show_value
 from engine.strict_yaml import dump_yaml, parse_yaml
 
-__all__ = ["ConfigError", "differences", "dump_config", "fingerprint", "load_config"]
+__all__ = [
+    "ConfigError", "differences", "dump_config", "fingerprint", "flat_settings", "load_config",
+]  # fmt: skip
 
 Model = TypeVar("Model", bound=BaseModel)
 _COMMAND_LINE = "command line"
@@ -73,7 +75,7 @@ def fingerprint(config: BaseModel | Mapping[str, Any], exclude: Collection[str] 
     Returns:
         SHA-256 as 64 hexadecimal digits.
     """
-    text = json.dumps(_settings(config, exclude), sort_keys=True)
+    text = json.dumps(flat_settings(config, exclude), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -83,7 +85,7 @@ def differences(
     exclude: Collection[str] = (),
 ) -> list[str]:
     """List the settings that differ, as ``optim.lr: 0.001 -> 0.0005``; arguments as above."""
-    before, after = _settings(old, exclude), _settings(new, exclude)
+    before, after = flat_settings(old, exclude), flat_settings(new, exclude)
     return [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in before | after
@@ -146,8 +148,10 @@ def _origin(path: KeyPath, file: Path, tree: Any, overridden: list[KeyPath]) -> 
     return f"{file} with {_COMMAND_LINE}"
 
 
-def _settings(config: BaseModel | Mapping[str, Any], exclude: Collection[str]) -> dict[str, str]:
-    """Map each dotted key that counts to its value, written as JSON."""
+def flat_settings(
+    config: BaseModel | Mapping[str, Any], exclude: Collection[str] = ()
+) -> dict[str, str]:
+    """Map each dotted key that counts to its value, written as JSON; arguments as above."""
     tree = config.model_dump(mode="json") if isinstance(config, BaseModel) else config
     # A default may be 1 where a loaded file gives 1.0: the same setting.
     tree = json.loads(json.dumps(tree), parse_float=_integer_if_whole)

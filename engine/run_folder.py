@@ -93,7 +93,10 @@ class RunFolder:
     def noise(self) -> str:
         """The injected noise in a few words."""
         noise = self.setting("noise")
-        return describe_noise(noise) if isinstance(noise, Mapping) else "unknown"
+        try:
+            return describe_noise(noise) if isinstance(noise, Mapping) else "unknown"
+        except (TypeError, ValueError, LookupError):  # not as the launcher writes it
+            return "unknown"
 
 
 def describe_noise(noise: Mapping[str, Any]) -> str:

@@ -1,0 +1,98 @@
+"""Report on a run, ``python launcher/report.py RUN``; compare: ``RUN RUN... --out comparison``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engine.comparison import OCCASIONS, compare
+from engine.comparison_page import write_comparison
+from engine.metrics import METRIC_TITLES
+from engine.report import write_report
+from engine.run_folder import RunFolder, find_runs, read_run
+from launcher.settings import MAY_CHANGE_ON_RESUME, Config
+
+__all__ = ["main"]
+
+EXIT_USER_ERROR = 2
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="Write report.html into a run's folder, or compare many runs.",
+        epilog="example: python launcher/report.py runs/sweeps/default --out comparison",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="folder of a run or of many, such as a sweep's; patterns are expanded",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path,
+        help="compare the runs and write tables and a page to this folder; without it every run "
+        "gets its own report",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metric", choices=list(METRIC_TITLES), default="kappa",
+        help="test metric that is tabulated, drawn and tested (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--at", choices=list(OCCASIONS), default="last", dest="occasion",
+        help="when: " + "; ".join(f"{key}: {title}" for key, title in OCCASIONS.items())
+        + " (default: %(default)s)",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse_arguments(arguments)
+    folders, problems = find_runs(options.runs)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not folders:
+        return EXIT_USER_ERROR
+    try:
+        if options.out is None:
+            for folder in folders:
+                print(write_report(folder))
+        else:
+            _compare(folders, problems, options)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return EXIT_USER_ERROR if problems else 0
+
+
+def _compare(folders: Sequence[Path], problems: Sequence[str], options: argparse.Namespace) -> None:
+    runs = [_with_defaults(read_run(folder)) for folder in folders]
+    comparison = compare(runs, MAY_CHANGE_ON_RESUME)
+    for line in comparison.left_out:
+        print(line, file=sys.stderr)
+    if len(comparison.beds) > 1:
+        names = "; ".join(bed.name for bed in comparison.beds)
+        print(f"shown apart, since data or epochs differ: {names}", file=sys.stderr)
+    for file in write_comparison(
+        comparison, options.out, options.occasion, options.metric, problems
+    ):
+        print(file)
+
+
+def _with_defaults(run: RunFolder) -> RunFolder:
+    """A run with the settings that its file lacks, since it was made before there were such.
+
+    Where the file is no longer a valid one its settings are taken as they stand.
+    """
+    try:
+        config = Config.model_validate_json(json.dumps(run.config), strict=True, extra="forbid")
+    except ValidationError:
+        return run
+    return replace(run, config=config.model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
