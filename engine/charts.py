@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 __all__ = ["NUM_COLOURS", "Chart", "Line", "line_chart"]
 
-WIDTH, HEIGHT = 480, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 30
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 28
 NUM_COLOURS = 8
 
 

@@ -8,7 +8,7 @@ from engine.comparison import OCCASIONS, Bed, Cell, Comparison, contrasts
 from engine.metrics import METRIC_TITLES
 from engine.record import write_text
 from engine.seeds import UNDEFINED, Spread
-from engine.tables import Table
+from engine.tables import Table, markdown_text
 
 __all__ = ["CAPTION", "HOLM", "NO_PAIRS", "contrast_table", "main_table", "write_tables"]
 
@@ -159,17 +159,22 @@ def write_tables(comparison: Comparison, out: Path, occasion: str, metric: str) 
 def _markdown(comparison: Comparison, occasion: str, metric: str) -> str:
     lines = ["# Comparison", "", f"Test {METRIC_TITLES[metric]}: {CAPTION}.", ""]
     for bed in comparison.beds:
-        lines += [f"## {bed.name}", ""]
+        lines += [f"## {markdown_text(bed.name)}", ""]
         for key, title in OCCASIONS.items():
             lines += [f"### {title}", "", *main_table(bed, key, metric).markdown()]
             if key == "best" and any(cell.is_optimistic for cell in bed.cells.values()):
                 lines += ["\\* chosen on the test set for want of validation: optimistic.", ""]
-        lines += [f"- {note}" for note in bed.notes] + ([""] if bed.notes else [])
+        lines += [f"- {markdown_text(note)}" for note in bed.notes] + ([""] if bed.notes else [])
         table = contrast_table(bed, occasion, metric)
         lines += [f"### Differences, {OCCASIONS[occasion]}", ""]
         lines += [HOLM, "", *table.markdown()] if table.rows else [NO_PAIRS, ""]
     if comparison.left_out:
-        lines += ["## Left out", "", *(f"- {line}" for line in comparison.left_out), ""]
+        lines += [
+            "## Left out",
+            "",
+            *(f"- {markdown_text(line)}" for line in comparison.left_out),
+            "",
+        ]
     return "\n".join(lines)
 
 

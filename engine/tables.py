@@ -5,7 +5,7 @@ import io
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Table"]
+__all__ = ["Table", "markdown_text"]
 
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
@@ -44,11 +44,11 @@ class Table:
 
     def markdown(self) -> list[str]:
         """Lines of a table in Markdown, an empty one last."""
-        header = [_on_one_line(title).translate(_MARKDOWN) for title in self.header]
+        header = [markdown_text(title) for title in self.header]
         body = [
             [
                 f"**{text}**" if (r, c) in self.strong else text
-                for c, text in enumerate(_on_one_line(cell).translate(_MARKDOWN) for cell in row)
+                for c, text in enumerate(map(markdown_text, row))
             ]
             for r, row in enumerate(self.rows)
         ]
@@ -80,6 +80,11 @@ class Table:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([self.header, *self.rows])
         return text.getvalue()
+
+
+def markdown_text(text: object) -> str:
+    """Any text on one line, with the characters that Markdown or HTML would take for markup."""
+    return _on_one_line(text).translate(_MARKDOWN)
 
 
 def _on_one_line(cell: object) -> str:

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,18 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.loader import DegradedImages, ImageDataset, SampleLoader, hold_in_memory
-from data.manifest import TEST, TRAIN, UNKNOWN, VALIDATION
+from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION
 from data.noise import CORRECT, MIS_H, MIS_L, InjectedNoise, inject
 from data.sources import Source, load_source
 from data.views import Views
 from engine import collectives
+from engine.run_folder import RunFacts
 from engine.task import Task
 from launcher.settings import Config
 from methods import METHODS
 from methods.method import Method, Problem
 from methods.networks import Network, Projector, build_network
 
-__all__ = ["NoisyData", "build_method", "build_task", "build_trained_method", "load_noisy_data"]
+__all__ = [
+    "NoisyData", "build_method", "build_task", "build_trained_method", "load_noisy_data",
+    "run_facts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,19 @@ def _build(config: Config, num_classes: int, labels: Tensor, train_ids: Tensor) 
         class_balanced=config.data.sampler == "class_balanced",
     )
     return METHODS[config.method.name](config.method, problem)
+
+
+def run_facts(
+    data: NoisyData, num_processes: int | None = None, versions: Mapping[str, str] | None = None
+) -> RunFacts:
+    """What a run's folder says of its data and execution besides the configuration."""
+    manifest = data.source.manifest
+    counts = np.bincount(manifest.split, minlength=len(SPLIT_NAMES)).tolist()
+    num_test = np.bincount(data.labels[manifest.where(TEST)], minlength=manifest.num_classes)
+    return RunFacts(
+        num_processes=num_processes,
+        class_names=tuple(manifest.class_names),
+        num_samples=dict(zip(SPLIT_NAMES, counts[: len(SPLIT_NAMES)], strict=True)),
+        num_test_images=tuple(num_test.tolist()),
+        versions=dict(versions or {}),
+    )

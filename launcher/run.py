@@ -3,17 +3,17 @@
 import argparse
 import importlib.metadata
 import logging
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from data.errors import DataError
-from data.manifest import TEST, TRAIN
+from data.manifest import TRAIN
 from data.sources import check_images
 from engine import collectives
 from engine.checkpoint import CheckpointError
@@ -23,6 +23,8 @@ from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.plan import num_steps, per_rank_batch_size
 from engine.progress import PhaseFormatter
 from engine.record import write_text
+from engine.report import write_report
+from engine.run_folder import RunFacts
 from engine.runtime import (
     LostProcessError,
     is_lost_process,
@@ -33,7 +35,7 @@ from engine.saving import Saver
 from engine.terms import NonFiniteLossError
 from engine.tracking import Tracker
 from engine.trainer import Trainer
-from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data
+from launcher.assemble import NoisyData, build_method, build_task, load_noisy_data, run_facts
 from launcher.facts import gather_facts
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 from launcher.show import describe_plan, describe_result
@@ -125,10 +127,9 @@ def run(options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFor
         return
     history = train(config, data, accelerator, interrupts, formatter)
     if accelerator.is_main_process:
-        manifest = data.source.manifest
-        num_test = np.bincount(data.labels[manifest.where(TEST)], minlength=manifest.num_classes)
-        names = manifest.class_names
-        print(describe_result(history, config.run.dir, names, num_test.tolist()))
+        facts = run_facts(data)
+        names, num_test = facts.class_names, facts.num_test_images
+        print(describe_result(history, config.run.dir, names, num_test))
 
 
 def train(
@@ -169,12 +170,15 @@ def train(
     try:
         # Nobody writes before everybody has looked at what is there.
         accelerator.wait_for_everyone()
-        collectives.on_main(lambda: _begin_folder(config))
+        all_versions = versions | {"python": platform.python_version()}
+        facts = run_facts(data, accelerator.num_processes, all_versions)
+        collectives.on_main(lambda: _begin_folder(config, facts))
         known = None if snapshot is None else snapshot.facts
         saver.facts = known or gather_facts(data, task)
         saver.restore(snapshot)
         trainer.fit(saver.finish_epoch, saver.finish_step, tracker.note_step)
         tracker.close(0)
+        collectives.on_main(lambda: logger.info("report: %s", write_report(config.run.dir)))
     except RunInterruptedError as request:
         saver.save()
         tracker.close(EXIT_INTERRUPTED)
@@ -200,8 +204,9 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _begin_folder(config: Config) -> None:
+def _begin_folder(config: Config, facts: RunFacts) -> None:
     config.run.dir.mkdir(parents=True, exist_ok=True)
+    facts.write(config.run.dir)
     write_text(config.run.dir / "config.yaml", dump_config(config))
 
 

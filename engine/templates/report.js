@@ -9,7 +9,8 @@ for (const chart of document.querySelectorAll(".chart")) {
     where.textContent = `epoch ${x[place]}`;
     values.forEach((output, line) => {
       const value = y[line][place];
-      output.textContent = value === null ? "–" : Number(value.toPrecision(3)).toString();
+      output.textContent = value === null ? "–"
+        : Math.abs(value) < 1000 ? value.toPrecision(3) : Math.round(value).toString();
     });
   };
   plot.addEventListener("pointermove", event => {

@@ -55,7 +55,7 @@ def contents(folder):
 def test_the_run_folder_holds_config_record_and_newest_checkpoints(finished):
     folder, _ = finished
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoints", "config.yaml", "metrics.jsonl", "steps.jsonl"
+        "checkpoints", "config.yaml", "metrics.jsonl", "report.html", "run.json", "steps.jsonl"
     ]  # fmt: skip
     names = {p.name for p in (folder / "checkpoints").iterdir()}
     kappas = [line["validation/kappa"] for line in read_record(folder)]
@@ -219,7 +219,8 @@ def test_resuming_a_finished_run_prints_its_table_again(launch, finished, copied
     assert f"{read_record(copied)[-1]['eval/accuracy']:.4f}" in capsys.readouterr().out
     after = contents(copied)
     changed = {path.name for path in before | after if before.get(path) != after.get(path)}
-    assert changed == {"config.yaml"}  # where the folder of the copy is named
+    # Where the folder of the copy is named.
+    assert changed == {"config.yaml", "report.html"}
 
 
 def test_resuming_with_other_settings_is_refused_with_the_differences(
