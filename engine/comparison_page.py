@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.charts import Chart, Line, line_chart
 from engine.comparison import OCCASIONS, Bed, Cell, Comparison
 from engine.comparison_tables import (
@@ -111,16 +113,18 @@ def _chart(bed: Bed, noise: str, metric: str) -> Chart | None:
 
 def _line(method: str, cell: Cell, metric: str, num_epochs: int, style: int) -> Line:
     """Mean, least and greatest over seeds in each epoch."""
-    curves = [
-        [number(line, f"eval/{metric}") for line in run.history[:num_epochs]]
-        for run in cell.runs.values()
-    ]
-    columns = list(zip(*curves, strict=True))
+    # One undefined value makes mean, least and greatest of its epoch undefined.
+    curves = np.array(
+        [
+            [number(line, f"eval/{metric}") for line in run.history[:num_epochs]]
+            for run in cell.runs.values()
+        ]
+    )
     return Line(
         f"{method} ({len(curves)})",
-        y=[sum(column) / len(column) for column in columns],
-        low=[min(column) for column in columns],
-        high=[max(column) for column in columns],
+        y=curves.mean(axis=0).tolist(),
+        low=curves.min(axis=0).tolist(),
+        high=curves.max(axis=0).tolist(),
         style=style,
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "NUM_LAST", "SELECTION_METRIC", "Metrics", "Record", "RunConfig", "Summary", "choose_lines", "number",
-    "summarise", "write_text",
+    "NUM_LAST", "SELECTION_METRIC", "Metrics", "Record", "RunConfig", "Summary", "choose_lines",
+    "number", "summarise", "write_text",
 ]  # fmt: skip
 
 Metrics = dict[str, Any]

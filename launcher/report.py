@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -85,13 +86,23 @@ def _compare(folders: Sequence[Path], problems: Sequence[str], options: argparse
 def _with_defaults(run: RunFolder) -> RunFolder:
     """A run with the settings that its file lacks, since it was made before there were such.
 
-    Where the file is no longer a valid one its settings are taken as they stand.
+    Where the file is not valid today its settings are taken as they stand; keys that are unknown
+    today stay, so that they set the run apart.
     """
     try:
-        config = Config.model_validate_json(json.dumps(run.config), strict=True, extra="forbid")
+        config = Config.model_validate_json(json.dumps(run.config), strict=True)
     except ValidationError:
         return run
-    return replace(run, config=config.model_dump(mode="json"))
+    return replace(run, config=_merged(config.model_dump(mode="json"), run.config))
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with the values given, and the defaults where none is."""
+    return {**defaults, **given} | {
+        key: _merged(value, given[key])
+        for key, value in defaults.items()
+        if isinstance(value, dict) and isinstance(given.get(key), dict)
+    }
 
 
 if __name__ == "__main__":

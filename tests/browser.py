@@ -15,8 +15,9 @@ def reason_to_skip():
     return ""
 
 
-@pytest.fixture(scope="session")
-def _browser():
+@pytest.fixture(scope="module")
+def open_page():
+    """``open_page(path, dark=False, width=1280)``: the driver, with the page loaded."""
     reason = reason_to_skip()
     if reason:
         pytest.skip(reason)
@@ -28,23 +29,17 @@ def _browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def open_page(_browser):
-    """``open_page(path, dark=False, width=1280)``: the driver, with the page loaded."""
 
     def open_(path, *, dark=False, width=1280):
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        _browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        _browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        _browser.get(path.resolve().as_uri())
-        return _browser
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(path.resolve().as_uri())
+        return driver
 
-    return open_
+    yield open_
+    driver.quit()
 
 
 def complaints(driver):

@@ -8,7 +8,7 @@ import pytest
 from processes import ROOT
 
 from engine.config import load_config
-from launcher import export, predict
+from launcher import export, predict, report
 from launcher.run import parse_arguments
 from launcher.settings import Config
 
@@ -26,6 +26,12 @@ COMMANDS = [
     for line in block.splitlines()
     if "launcher/predict.py " in line or "launcher/export.py " in line
 ]
+REPORTS = [
+    line.partition("launcher/report.py ")[2]
+    for _, block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("python launcher/report.py ")
+]
 
 
 @pytest.mark.parametrize("arguments", LAUNCHES)
@@ -41,6 +47,12 @@ def test_lines_that_predict_and_export_are_understood():
         module = {"predict": predict, "export": export}[program]
         options = module.parse_arguments(shlex.split(arguments))
         assert options.checkpoint.parts[0] == "runs"
+
+
+@pytest.mark.parametrize("arguments", REPORTS)
+def test_report_lines_are_understood(arguments):
+    options = report.parse_arguments(shlex.split(arguments))
+    assert len(options.runs) == 1 or options.out == Path("comparison")
 
 
 def test_own_data_in_five_lines_is_a_configuration(tmp_path):
