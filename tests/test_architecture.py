@@ -137,6 +137,19 @@ def test_every_package_gets_installed():
     assert sorted(listed) == sorted({".".join(path.parent.parts) for path in MODULES})
 
 
+def test_every_template_gets_installed():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    patterns = settings["options.package_data"]["engine"].split()
+    templates = [
+        path.relative_to(ROOT / "engine") for path in (ROOT / "engine/templates").iterdir()
+    ]
+
+    assert len(templates) > 1
+    for template in templates:
+        assert any(template.match(pattern) for pattern in patterns), template
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_configs_load_and_survive_a_dump(path, tmp_path):
     settings = pytest.importorskip("launcher.settings")
