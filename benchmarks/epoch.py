@@ -16,6 +16,8 @@ from trainers import EPOCH, build, first_batch, make_views, train_epoch
 
 from engine.trainer import Trainer
 
+__all__ = ["main", "measure"]
+
 SETTINGS = [
     "data.image_size=64", "optim.batch_size=32", "model.backbone=resnet18", "runtime.device=cpu",
 ]  # fmt: skip

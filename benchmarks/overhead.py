@@ -22,6 +22,8 @@ from engine.plan import global_batches
 from engine.trainer import Trainer
 from methods.networks import Network
 
+__all__ = ["main", "plain_epoch"]
+
 
 def plain_epoch(
     trainer: Trainer, network: Network, optimizer: torch.optim.Optimizer, images: Tensor

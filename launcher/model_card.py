@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import fingerprint
+from engine.metrics import CLASS_METRIC_TITLES
 from engine.strict_yaml import dump_yaml
+from engine.tables import Table
 from launcher.onnx_file import INPUT, OUTPUT
-from launcher.show import CLASS_RESULT_NAMES, RESULT_NAMES
+from launcher.show import RESULT_NAMES
 from launcher.trained import TrainedModel
 
 __all__ = ["write_card"]
@@ -62,12 +64,7 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in cells)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return "\n".join(Table(header, rows).markdown()).rstrip()
 
 
 def _introduction(trained: TrainedModel) -> str:
@@ -190,11 +187,11 @@ def _class_table(trained: TrainedModel, title: str, prefix: str) -> str:
         [
             name,
             "unknown" if counts is None else counts[c],
-            *(_number(last.get(f"{prefix}/{key}/{c}")) for key in CLASS_RESULT_NAMES),
+            *(_number(last.get(f"{prefix}/{key}/{c}")) for key in CLASS_METRIC_TITLES),
         ]
         for c, name in enumerate(trained.class_names)
     ]
-    return _table(["class", "images", *CLASS_RESULT_NAMES.values()], rows)
+    return _table(["class", "images", *CLASS_METRIC_TITLES.values()], rows)
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,7 @@ from launcher.assemble import NoisyData
 from launcher.settings import Config
 from methods.method import Method
 
-__all__ = ["describe_plan", "describe_result"]
+__all__ = ["RESULT_NAMES", "describe_plan", "describe_result"]
 
 GROUP_NAMES = ("Correct", "Mis-H", "Mis-L")
 RESULT_NAMES = {
