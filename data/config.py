@@ -47,6 +47,12 @@ class DataConfig(BaseModel):
         description="Number of classes; unset = what the source says. Labels of a plain CSV are "
         "checked against it; for other sources it must agree with theirs.",
     )
+    corrections: Path | tuple[Path, ...] | None = Field(
+        None,
+        description="Decisions on labels that a review page of an earlier run wrote "
+        "(decisions.csv); several files apply one after the other. They are about the labels that "
+        "run was given, injected noise included, and apply after the noise.",
+    )
     image_size: int = Field(
         224, ge=8, description="Side in pixels of the square images that are delivered."
     )
@@ -89,6 +95,12 @@ class DataConfig(BaseModel):
     synthetic: SyntheticConfig = Field(
         default_factory=SyntheticConfig, description="The synthetic source's own settings."
     )
+
+    @property
+    def correction_files(self) -> tuple[Path, ...]:
+        """The files of ``corrections``, in order."""
+        given = self.corrections
+        return () if given is None else (given,) if isinstance(given, Path) else given
 
     @model_validator(mode="after")
     def _check_paths(self) -> "DataConfig":

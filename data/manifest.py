@@ -6,16 +6,21 @@ strings touches each one's reference count and copies its page (pytorch#13246).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SPLIT_NAMES", "TEST", "TRAIN", "UNKNOWN", "VALIDATION", "Manifest", "PackedStrings"]
+__all__ = [
+    "LEFT_OUT", "SPLIT_NAMES", "TEST", "TRAIN", "UNKNOWN", "VALIDATION", "Manifest",
+    "PackedStrings",
+]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "validation", "test")
+# A sample that a person found unusable keeps its row, and with it every other one its number.
+LEFT_OUT = 3
 # In true_labels, quality and patients: nothing is known about this sample.
 UNKNOWN = -1
 
@@ -80,7 +85,7 @@ class Manifest:
             more where a data set grades finer; -1 = unknown.
         patients: (N,) int64: equal codes belong to one patient (or lesion, or group of
             near-duplicates), who must stay on one side of a split; -1 = unknown.
-        split: (N,) uint8: TRAIN, VALIDATION or TEST.
+        split: (N,) uint8: TRAIN, VALIDATION, TEST, or LEFT_OUT of them all.
         class_names: The classes' names; their order defines the labels.
 
     Raises:
@@ -100,7 +105,7 @@ class Manifest:
         self._check("true_labels", np.int64, UNKNOWN, self.num_classes - 1)
         self._check("quality", np.int64, UNKNOWN, None)
         self._check("patients", np.int64, UNKNOWN, None)
-        self._check("split", np.uint8, TRAIN, TEST)
+        self._check("split", np.uint8, TRAIN, LEFT_OUT)
 
     def _check(self, name: str, dtype: type[np.generic], low: int, high: int | None) -> None:
         column = getattr(self, name)
@@ -125,6 +130,10 @@ class Manifest:
     def where(self, split: int) -> NDArray[np.int64]:
         """The sample_ids of a split, ascending: (num_in_split,) int64."""
         return np.flatnonzero(self.split == split)
+
+    def with_split(self, split: NDArray[np.uint8]) -> "Manifest":
+        """The same samples with other splits, (N,) uint8."""
+        return replace(self, split=split)
 
     def select(self, sample_ids: NDArray[np.int64]) -> "Manifest":
         """The manifest of these samples alone, in this order; they are numbered anew.

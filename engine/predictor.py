@@ -87,6 +87,18 @@ class Predictor:
         table.synchronise(expected_ids=torch.from_numpy(ids))
         return table["probability"][ids].numpy()
 
+    def each(self, ids: IntArray, phase: str) -> NDArray[np.float32]:
+        """Class probabilities (M, len(ids), C) float32 of each predictor, on every rank."""
+        batches = list(self.batches(ids, phase))
+        # A rank without a batch has not seen how many predictors there are.
+        num = max(collectives.gather_objects(len(batches[0][1]) if batches else 0))
+        column = Column((num, self.task.num_classes), torch.float32, float("nan"), "prediction")
+        table = Ledger(len(self.task.labels), {"probability": column})
+        for sample_ids, probabilities in batches:
+            table.write(sample_ids, probability=probabilities.transpose(0, 1))
+        table.synchronise(expected_ids=torch.from_numpy(ids))
+        return table["probability"][ids].transpose(0, 1).numpy()
+
     def evaluate(self) -> dict[str, float]:
         """Metrics of the mean prediction on each evaluation set."""
         metrics: dict[str, float] = {}

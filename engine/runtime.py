@@ -25,6 +25,7 @@ __all__ = [
     "LostProcessError",
     "ProcessEnvironment",
     "RuntimeConfig",
+    "first_line",
     "is_lost_process",
     "read_environment",
     "set_up_wandb",
@@ -137,6 +138,11 @@ def is_lost_process(error: RuntimeError) -> bool:
     """Whether an error of a collective call means that another process does not answer."""
     text = str(error).lower()
     return read_environment().world_size > 1 and any(sign in text for sign in _SIGNS_OF_LOSS)
+
+
+def first_line(error: Exception) -> str:
+    """The message of an error without what follows its first line."""
+    return str(error).partition("\n")[0]
 
 
 def start_processes(config: RuntimeConfig) -> Accelerator:

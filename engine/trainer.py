@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import collectives
-from engine.checkpoint import Snapshot
-from engine.ledger import Column, Ledger
+from engine.checkpoint import CheckpointError, Snapshot
+from engine.history import ledger_columns, note_group_changes, running_prediction
+from engine.ledger import Ledger
 from engine.metrics import group_counts, separation_metrics
 from engine.optim import OptimConfig, learning_rate
 from engine.plan import global_batches, num_steps, rank_slice, repeat_numbers
@@ -25,11 +26,9 @@ from engine.terms import TermMeans, global_loss
 from engine.throughput import Meter, Throughput
 from methods.method import Batch, Method
 
-__all__ = ["BASE_COLUMNS", "Trainer"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
-
-BASE_COLUMNS = {"label": Column((), torch.int64, -1, "the given label")}
 
 
 class Trainer:
@@ -67,7 +66,7 @@ class Trainer:
         self.at_boundary = at_boundary
         self.predictor = Predictor(accelerator, method, task, evaluation, at_boundary)
         self.steps_per_epoch = num_steps(len(task.train_ids), optim.batch_size)
-        self.ledger = Ledger(len(task.labels), BASE_COLUMNS | method.columns())
+        self.ledger = Ledger(len(task.labels), ledger_columns(method))
         self.ledger.fill("label", task.labels)
         self.stepper = build_stepper(accelerator, method, optim)
         self.epochs_done = self.steps_done = 0
@@ -218,7 +217,7 @@ class Trainer:
         loss, shares = global_loss(terms, sample_ids)
         self.stepper.step(loss, rate)
         self.method.after_step()
-        self.ledger.write(sample_ids, order=step, **batch.updates)
+        self.ledger.write(sample_ids, order=step, **batch.updates, **running_prediction(batch))
         return shares
 
     # -- statistics over all samples -------------------------------------------------------------
@@ -235,9 +234,12 @@ class Trainer:
     def separate(self, epoch: int) -> dict[str, float]:
         """Let the method separate the training samples; more metrics where the truth is known."""
         self.phase = f"separation before epoch {epoch + 1}"
-        self.method.separate(self.ledger, epoch)
         if "group" not in self.ledger.columns:
+            self.method.separate(self.ledger, epoch)
             return {}
+        groups_before = self.ledger["group"].clone()
+        self.method.separate(self.ledger, epoch)
+        note_group_changes(self.ledger, groups_before, epoch)
         ids = self.task.train_ids
         groups = self.ledger["group"][ids].T.numpy()
         found = group_counts(groups, self.task.labels[ids].numpy(), self.task.num_classes)
@@ -276,7 +278,18 @@ class Trainer:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot."""
+        """Go on from a snapshot.
+
+        Raises:
+            CheckpointError: The samples' labels are other ones, since files have changed.
+        """
+        before, now = snapshot.ledger["label"], self.task.labels
+        if before.shape == now.shape and not torch.equal(before, now):
+            differ = torch.where(before != now)[0]
+            raise CheckpointError(
+                f"the checkpoint was made with other labels: {len(differ)} samples differ, "
+                f"first sample_id {int(differ[0])}; put back the files of labels and corrections"
+            )
         self.method.load_state_dict(snapshot.method)
         self.ledger.load_state_dict(snapshot.ledger)
         self.ledger.load_pending(snapshot.pending)

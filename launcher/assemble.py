@@ -1,19 +1,21 @@
 """From a configuration to the parts of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.corrections import apply_corrections
 from data.loader import DegradedImages, ImageDataset, SampleLoader, hold_in_memory
-from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION
+from data.manifest import LEFT_OUT, SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION
 from data.noise import CORRECT, MIS_H, MIS_L, InjectedNoise, inject
 from data.sources import Source, load_source
 from data.views import Views
 from engine import collectives
+from engine.audit import Samples
 from engine.run_folder import RunFacts
 from engine.task import Task
 from launcher.settings import Config
@@ -22,8 +24,8 @@ from methods.method import Method, Problem
 from methods.networks import Network, Projector, build_network
 
 __all__ = [
-    "NoisyData", "build_method", "build_task", "build_trained_method", "load_noisy_data",
-    "run_facts",
+    "NoisyData", "build_method", "build_task", "build_trained_method", "describe_samples",
+    "load_noisy_data", "run_facts",
 ]  # fmt: skip
 
 
@@ -33,7 +35,8 @@ class NoisyData:
 
     Attributes:
         source: As it was read.
-        labels: (N,) int64 given labels, noise included; those of the test set are untouched.
+        labels: (N,) int64 given labels, noise and corrections included; those of the test set are
+            untouched, those of samples left out are -1.
         groups: (N,) uint8 true group of each sample; None where the truth is unknown.
     """
 
@@ -43,7 +46,7 @@ class NoisyData:
 
 
 def load_noisy_data(config: Config) -> NoisyData:
-    """Read the data set and inject noise into its training and validation samples.
+    """Read the data set, inject noise into training and validation samples, apply corrections.
 
     The validation set is as noisy as the training set, as it would be in use.
 
@@ -59,11 +62,17 @@ def load_noisy_data(config: Config) -> NoisyData:
         ids = manifest.where(split)
         injected = _inject(source, ids, config, seed + split)
         labels[ids], groups[ids] = injected.noisy_labels, injected.groups
-    # Where the truth is known it decides; elsewhere what was injected is all that is known.
+    # People decide on what they were shown, which is the labels with their noise.
+    manifest, labels = apply_corrections(config.data.correction_files, manifest, labels)
+    # Where the truth is known it decides; elsewhere the labels as they were read stand for it.
     known = manifest.true_labels != UNKNOWN
-    by_truth = np.where(labels != manifest.true_labels, MIS_H, CORRECT).astype(np.uint8)
-    groups = np.where(known & (groups != MIS_L), by_truth, groups)
+    truth = np.where(known, manifest.true_labels, manifest.labels)
+    by_truth = np.where(labels != truth, MIS_H, CORRECT).astype(np.uint8)
+    groups = np.where(groups == MIS_L, groups, by_truth)
     is_known = injects or bool(known[manifest.where(TRAIN)].all())
+    source = replace(source, manifest=manifest)
+    # So that a run that goes on notices if other images are left out by then.
+    labels[manifest.split == LEFT_OUT] = UNKNOWN
     return NoisyData(source, labels, groups if is_known else None)
 
 
@@ -85,6 +94,12 @@ def _thumbnail(image: NDArray[np.uint8], side: int = 8) -> NDArray[np.float64]:
     blocks = image.shape[0] // side
     cut = image[: blocks * side, : blocks * side].reshape(side, blocks, side, blocks, 3)
     return cut.mean((1, 3)).ravel() / 255
+
+
+def describe_samples(data: NoisyData) -> Samples:
+    """What people know the samples by."""
+    manifest = data.source.manifest
+    return Samples(manifest.names, manifest.class_names, manifest.quality)
 
 
 def build_task(config: Config, data: NoisyData, *, pin_memory: bool) -> Task:

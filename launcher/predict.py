@@ -28,11 +28,12 @@ from engine.record import write_text
 from engine.runtime import (
     LostProcessError,
     RuntimeConfig,
+    first_line,
     is_lost_process,
     read_environment,
     start_processes,
 )
-from launcher.run import EXIT_LOST_PROCESS, EXIT_USER_ERROR, USER_ERRORS, first_line
+from launcher.run import EXIT_LOST_PROCESS, EXIT_USER_ERROR, USER_ERRORS
 from launcher.trained import TrainedModel, load_trained
 
 __all__ = ["main"]

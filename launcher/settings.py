@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.noise import NoiseConfig
 from data.sources import DataConfig
 from data.views import ViewsConfig
+from engine.audit_files import AuditConfig
 from engine.optim import OptimConfig
 from engine.predictor import EvaluationConfig
 from engine.record import RunConfig
@@ -34,6 +35,7 @@ MAY_CHANGE_ON_RESUME = (
     "model.micro_batch_size",
     "model.recompute",
     "model.compile",
+    "audit",
     "runtime.device",
     "runtime.zero_stage",
     "runtime.timeout_seconds",
@@ -57,5 +59,6 @@ class Config(BaseModel):
     method: Annotated[MethodConfig, Field(discriminator="name")]
     optim: OptimConfig = Field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from data.manifest import SPLIT_NAMES, TRAIN
+from data.manifest import LEFT_OUT, SPLIT_NAMES, TRAIN
+from engine.audit import Findings
+from engine.history import ledger_columns
 from engine.ledger import Ledger
 from engine.metrics import CLASS_METRIC_TITLES
 from engine.plan import num_steps, per_rank_batch_size
 from engine.record import summarise
 from engine.tables import Table
-from engine.trainer import BASE_COLUMNS
 from launcher.assemble import NoisyData
 from launcher.settings import Config
 from methods.method import Method
 
-__all__ = ["RESULT_NAMES", "describe_plan", "describe_result"]
+__all__ = ["RESULT_NAMES", "describe_audit", "describe_plan", "describe_result"]
 
 GROUP_NAMES = ("Correct", "Mis-H", "Mis-L")
 RESULT_NAMES = {
@@ -27,6 +28,8 @@ RESULT_NAMES = {
     "macro_f1": "macro F1",
     "auroc": "macro one-vs-rest AUROC",
 }
+# Pairs of classes that the label audit confuses most often.
+MAX_PAIRS = 3
 
 
 def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: int) -> str:
@@ -37,6 +40,8 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
     ]
     if data.source.quarantined:
         lines.append(f"left out as unreadable: {len(data.source.quarantined)}")
+    if num_left_out := len(manifest.where(LEFT_OUT)):
+        lines.append(f"left out by data.corrections: {num_left_out}")
     lines += _count_samples(data)
     batch, epochs = config.optim.batch_size, config.run.epochs
     train_ids = manifest.where(TRAIN)
@@ -56,7 +61,7 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
             f"{passes['with_gradient']} with gradient, {passes['without']} without, "
             f"{passes['survey']} in the survey"
         )
-    ledger = Ledger(len(manifest), BASE_COLUMNS | method.columns())
+    ledger = Ledger(len(manifest), ledger_columns(method))
     lines.append(f"ledger: {ledger.memory_bytes / 1e6:.2f} MB a process")
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     lines.append(f"trained parameters: {trained / 1e6:.2f} million")
@@ -86,6 +91,7 @@ def describe_result(
     folder: Path,
     class_names: Sequence[str],
     num_test_images: Sequence[int],
+    labels: Sequence[str] = (),
 ) -> str:
     """The tables of a finished run and where to find it.
 
@@ -94,6 +100,7 @@ def describe_result(
         folder: The run's folder.
         class_names: The C classes.
         num_test_images: Test images of each class, C numbers.
+        labels: Lines about the labels, from :func:`describe_audit`.
 
     Returns:
         Lines without a last line break; a metric that is undefined is shown as ``nan`` in the means
@@ -114,8 +121,26 @@ def describe_result(
         )
         lines += _describe_classes(history[-1], class_names, num_test_images)
     lines += _describe_separation(history[-1])
+    lines += labels
     lines.append(f"run folder: {folder}")
     return "\n".join(lines)
+
+
+def describe_audit(findings: Findings, class_names: Sequence[str]) -> list[str]:
+    """How many labels the audit thinks wrong, and which classes are confused most often."""
+    counts = findings.counts.copy()
+    np.fill_diagonal(counts, 0)
+    total, num_samples = int(counts.sum()), len(findings.given)
+    lines = [f"labels thought wrong: {total} of {num_samples}, see labels.csv"]
+    if findings.is_poor.any():
+        poor = int((findings.is_poor & ~findings.is_issue).sum())
+        lines.append(f"images thought too poor to tell: {poor}")
+    pairs = counts.ravel().argsort(kind="stable")[::-1][:MAX_PAIRS]
+    for given, suggested in zip(*np.unravel_index(pairs, counts.shape), strict=True):
+        if number := counts[given, suggested]:
+            pair = f"{class_names[given]}, rather {class_names[suggested]}"
+            lines.append(f"  {number} given as {pair}")
+    return lines
 
 
 def _describe_classes(

@@ -56,10 +56,11 @@ class CoTeaching(Pair):
         """Cross-entropy of each network on the samples that the other one finds easiest."""
         config, labels = self.config, batch.rows["label"]
         rate = keep_rate(batch.epoch, config.forget_rate, config.ramp_epochs, config.exponent)
-        losses = [
-            F.cross_entropy(network(batch.views["image"]).logits.float(), labels, reduction="none")
-            for _, network in self.pairs()
-        ]
+        losses = []
+        for _, network in self.pairs():
+            logits = network(batch.views["image"]).logits.float()
+            batch.note(logits)
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
         chosen = [smallest_losses(loss, rate) for loss in losses]
         terms: dict[str, Term] = {}
         for index, loss in enumerate(losses):

@@ -181,6 +181,8 @@ class DivideMix(Pair):
         """Cross-entropy in warm-up, then MixMatch, for each network."""
         divided = self._divides(batch.epoch)
         labelled = self.label(list(batch.views.values())) if divided else None
+        if labelled is not None:
+            batch.note_probabilities(*labelled)
         terms: dict[str, Term] = {}
         for index, network in self.pairs():
             if labelled is None:
@@ -192,6 +194,7 @@ class DivideMix(Pair):
 
     def _warm_up_terms(self, network: Network, batch: Batch) -> dict[str, Term]:
         logits = network(batch.views["weak0"]).logits.float()
+        batch.note(logits)
         losses = F.cross_entropy(logits, batch.rows["label"], reduction="none")
         # Not by probabilities: where one underflows to 0, the slope of p log p is infinite.
         log_probabilities = F.log_softmax(logits, dim=-1)

@@ -76,6 +76,7 @@ class ELR(Single):
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Cross-entropy and the regulariser."""
         logits = self.network(batch.views["image"]).logits
+        batch.note(logits)
         predicted = F.softmax(logits.detach().float(), dim=-1)
         targets = running_target(batch.rows["target"], predicted, self.config.beta)
         batch.updates["target"] = targets
@@ -112,6 +113,7 @@ class ELRPlus(Pair):
         images = batch.views["image"]
         given = F.one_hot(batch.rows["label"], self.problem.num_classes).float()
         predicted = self.label([images]).flip(0)
+        batch.note_probabilities(*predicted)
         targets = running_target(batch.rows["target"], predicted.transpose(0, 1), self.config.beta)
         batch.updates["target"] = targets
         if self.config.mixup_alpha > 0:

@@ -39,5 +39,6 @@ class GCE(Single):
         """L_q of each sample of the batch."""
         targets = F.one_hot(batch.rows["label"], self.problem.num_classes).float()
         logits: Tensor = self.network(batch.views["image"]).logits
+        batch.note(logits)
         losses = generalised_cross_entropy(logits, targets, self.config.q)
         return {"gce": Term(losses.sum(), losses.new_tensor(len(losses)))}

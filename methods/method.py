@@ -84,6 +84,7 @@ class Batch:
         updates: Ledger column -> (B, ...): what the step finds out about its samples. A method
             fills it in; the engine writes it to the ledger, where it takes effect at the end of the
             epoch.
+        noted: Predictions (B, C) float, without gradient, see :meth:`note`.
     """
 
     sample_ids: Tensor
@@ -92,6 +93,19 @@ class Batch:
     epoch: int
     step: int
     updates: dict[str, Tensor] = field(default_factory=dict)
+    noted: list[Tensor] = field(default_factory=list)
+
+    def note(self, logits: Tensor) -> None:
+        """Let the engine remember what a network makes of the samples: (B, C) float logits.
+
+        The label audit looks at the mean over epochs. A step notes each network once, and nothing
+        of images that are mixed from several samples.
+        """
+        self.note_probabilities(F.softmax(logits.float(), dim=-1))
+
+    def note_probabilities(self, *probabilities: Tensor) -> None:
+        """The same of class probabilities (B, C) float, one a network."""
+        self.noted.extend(p.detach() for p in probabilities)
 
 
 @dataclass(frozen=True)

@@ -198,10 +198,13 @@ class QMix(Pair):
         warm_up = batch.epoch < self.config.warmup_epochs
         weak = [images for name, images in batch.views.items() if name.startswith("weak")]
         labelled = None if warm_up else self.label(weak)
+        if labelled is not None:
+            batch.note_probabilities(*labelled)
         terms: dict[str, Term] = {}
         for index, network in self.pairs():
             output = network(batch.views["strong"])
             if labelled is None:
+                batch.note(output.logits)
                 parts = self._warm_up_terms(network, output.logits, batch.rows["label"])
             else:
                 embedding = network.project(output.features)

@@ -189,6 +189,7 @@ class SSCL(Method):
         )
         probabilities = F.softmax(logits.detach().float(), dim=-1)
         batch.updates["prediction"] = probabilities
+        batch.note_probabilities(probabilities)
         keys = self.key_encoder.embed(torch.cat(strong)).unflatten(0, (NUM_STRONG, size))
         own = self.queue.enter(keys, probabilities)
         # Each strong view's query meets the keys of the other view.

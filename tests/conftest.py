@@ -2,6 +2,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+pytest_plugins = ["browser"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():

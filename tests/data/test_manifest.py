@@ -85,7 +85,7 @@ def test_columns_cannot_be_changed():
         ("true_labels", np.array([0, 1, -2, 1]), r"true_labels\[2\] is -2"),
         ("quality", np.array([0, 1, -2, 1]), r"quality\[2\] is -2"),
         ("patients", np.array([0, 1, -2, 1]), r"patients\[2\] is -2"),
-        ("split", np.array([0, 1, 2, 3], np.uint8), r"split\[3\] is 3, expected 0\.\.2"),
+        ("split", np.array([0, 1, 3, 4], np.uint8), r"split\[3\] is 4, expected 0\.\.3"),
         ("split", np.array([0, 1, 2, 0]), "split: int64"),
     ],
 )

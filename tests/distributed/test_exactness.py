@@ -1,5 +1,6 @@
 """One process and many take the same steps: the promise the whole project rests on."""
 
+import csv
 import functools
 import json
 from pathlib import Path
@@ -24,12 +25,13 @@ TOLERANCE = 1e-9
 
 
 class Run(NamedTuple):
-    """A finished run: last weights and ledger, metrics, and what each rank noted."""
+    """A finished run: last weights and ledger, metrics, what each rank noted, the label audit."""
 
     weights: dict[str, Tensor]
     ledger: dict[str, Tensor]
     metrics: list[dict]
     ranks: list[list[dict]]
+    labels: list[dict[str, str]]
 
     def steps(self):
         """The notes of all ranks on each step, in rank order."""
@@ -61,6 +63,7 @@ def read_run(folder):
         safetensors.torch.load_file(last / "ledger.safetensors"),
         read_lines(folder / "run" / "metrics.jsonl"),
         [read_lines(path) for path in sorted(folder.glob("rank-*.jsonl"))],
+        list(csv.DictReader((folder / "run" / "labels.csv").read_text().splitlines())),
     )
 
 
@@ -157,6 +160,19 @@ def test_resuming_in_mid_epoch_on_other_numbers_of_processes(run, resumed, case)
         assert line["eval/accuracy"] == expected["eval/accuracy"]
         for name in (name for name in line if name.startswith("train/")):
             assert line[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
+
+
+@for_each_run
+def test_label_audits_agree(run, case, num_processes):
+    ours, theirs = run(case, num_processes).labels, run(case, 1).labels
+    assert len(ours) == len(theirs) > 90
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row.keys() == expected.keys()
+        for name, value in row.items():
+            try:
+                assert float(value) == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-6)
+            except ValueError:  # no number
+                assert value == expected[name], name
 
 
 @pytest.mark.slow

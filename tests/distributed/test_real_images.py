@@ -40,7 +40,10 @@ def test_two_processes_train_on_fundus_photographs(tmp_path):
         values = [float(cell) for cell in row.removeprefix(name).split()]
         assert len(values) == 3  # best, last, mean of last five
         assert all(-1 <= value <= 1 for value in values)
-    assert [line.split()[0] for line in table[-4:-1]] == ["Correct", "Mis-H", "Mis-L"]
+    header = next(n for n, line in enumerate(table) if line.startswith("group "))
+    groups = [line.split()[0] for line in table[header + 2 : header + 5]]
+    assert groups == ["Correct", "Mis-H", "Mis-L"]
+    assert any(line.startswith("labels thought wrong: ") for line in table[header + 5 :])
     assert table[-1] == "run folder: run"
 
     folder = tmp_path / "run"

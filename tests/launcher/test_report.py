@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from browser import complaints, open_page  # noqa: F401
+from browser import complaints
 from made_runs import write_audit, write_figures, write_run
 from processes import ROOT
 
@@ -140,7 +140,7 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_the_page_has_all_its_images_and_nothing_to_complain_about(open_page, whole_run):  # noqa: F811
+def test_the_page_has_all_its_images_and_nothing_to_complain_about(open_page, whole_run):
     main([str(whole_run)])
     driver = open_page(whole_run / "report.html")
     images = images_of(driver)
@@ -150,12 +150,12 @@ def test_the_page_has_all_its_images_and_nothing_to_complain_about(open_page, wh
     assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-def test_a_complaint_is_heard(open_page, tmp_path):  # noqa: F811
+def test_a_complaint_is_heard(open_page, tmp_path):
     (tmp_path / "bad.html").write_text("<script>throw new Error('ouch')</script>")
     assert any("ouch" in message for message in complaints(open_page(tmp_path / "bad.html")))
 
 
-def test_the_slider_moves_the_cloud(open_page, whole_run):  # noqa: F811
+def test_the_slider_moves_the_cloud(open_page, whole_run):
     main([str(whole_run)])
     driver = open_page(whole_run / "report.html")
     shown = (
@@ -179,7 +179,7 @@ def test_the_slider_moves_the_cloud(open_page, whole_run):  # noqa: F811
     assert driver.execute_script(shown) == ["3"]
 
 
-def test_a_chart_reads_out_the_values_under_the_pointer(open_page, whole_run):  # noqa: F811
+def test_a_chart_reads_out_the_values_under_the_pointer(open_page, whole_run):
     main([str(whole_run)])
     driver = open_page(whole_run / "report.html")
     chart = driver.find_element("css selector", ".chart")
@@ -201,7 +201,7 @@ def test_a_chart_reads_out_the_values_under_the_pointer(open_page, whole_run):  
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_both_pages_are_readable_in_light_and_dark(open_page, whole_run, sweep, tmp_path, dark):  # noqa: F811
+def test_both_pages_are_readable_in_light_and_dark(open_page, whole_run, sweep, tmp_path, dark):
     main([str(whole_run)])
     main([str(sweep), "--out", str(tmp_path / "out")])
     for page in (whole_run / "report.html", tmp_path / "out" / "comparison.html"):
@@ -226,7 +226,7 @@ def test_both_pages_are_readable_in_light_and_dark(open_page, whole_run, sweep, 
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_pages_fit_their_window(open_page, whole_run, sweep, tmp_path, width):  # noqa: F811
+def test_the_pages_fit_their_window(open_page, whole_run, sweep, tmp_path, width):
     main([str(whole_run)])
     main([str(sweep), "--out", str(tmp_path / "out")])
     for page in (whole_run / "report.html", tmp_path / "out" / "comparison.html"):

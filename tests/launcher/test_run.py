@@ -55,7 +55,8 @@ def contents(folder):
 def test_the_run_folder_holds_config_record_and_newest_checkpoints(finished):
     folder, _ = finished
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoints", "config.yaml", "metrics.jsonl", "report.html", "run.json", "steps.jsonl"
+        "checkpoints", "config.yaml", "labels.csv", "metrics.jsonl", "report.html", "review.html",
+        "run.json", "steps.jsonl", "transition.csv",
     ]  # fmt: skip
     names = {p.name for p in (folder / "checkpoints").iterdir()}
     kappas = [line["validation/kappa"] for line in read_record(folder)]

@@ -94,9 +94,12 @@ def test_the_plan_counts_what_there_is(method):
     assert "processes: 4; global batch 16, 4 a process; 6 steps an epoch, 24 in 4 epochs" in text
     num_trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
     assert f"trained parameters: {num_trained / 1e6:.2f} million" in text
-    # The given label takes 8 bytes a sample.
+    # The given label takes 8 bytes a sample, five mean probabilities 4 each and their number 4;
+    # where there are groups, the epoch of each one's last change takes 4.
     columns = built.columns().values()
-    row_bytes = 8 + sum(math.prod(c.shape) * c.dtype.itemsize for c in columns)
+    row_bytes = 32 + 4 * sum(math.prod(c.shape) for name, c in built.columns().items()
+                             if name == "group")  # fmt: skip
+    row_bytes += sum(math.prod(c.shape) * c.dtype.itemsize for c in columns)
     assert f"ledger: {row_bytes * len(manifest) / 1e6:.2f} MB" in text
 
 

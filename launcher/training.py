@@ -1,0 +1,135 @@
+"""Train in a folder: from where the newest checkpoint stands to the reports of the finished run."""
+
+import importlib.metadata
+import logging
+import platform
+from typing import Any
+
+from accelerate import Accelerator
+
+from engine import collectives
+from engine.audit import Findings
+from engine.audit_files import audit_run
+from engine.checkpoint import CheckpointError, Snapshot
+from engine.config import differences, dump_config
+from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
+from engine.progress import PhaseFormatter
+from engine.record import write_text
+from engine.report import write_report
+from engine.run_folder import RunFacts
+from engine.runtime import LostProcessError, first_line, is_lost_process
+from engine.saving import Saver
+from engine.tracking import Tracker
+from engine.trainer import Trainer
+from launcher.assemble import NoisyData, build_method, build_task, describe_samples, run_facts
+from launcher.facts import gather_facts
+from launcher.settings import MAY_CHANGE_ON_RESUME, Config
+from methods.weights import ModelError
+
+__all__ = ["train"]
+
+logger = logging.getLogger("mednoise")
+
+
+def train(
+    config: Config,
+    data: NoisyData,
+    accelerator: Accelerator,
+    interrupts: Interrupts,
+    formatter: PhaseFormatter,
+) -> tuple[list[dict[str, Any]], Findings]:
+    """Train, or go on training, in ``run.dir``, audit the labels and write the report.
+
+    Args:
+        config: The whole configuration.
+        data: Samples with their noise.
+        accelerator: Processes and device.
+        interrupts: Signals that this process was sent.
+        formatter: Of the log; is told the phase.
+
+    Returns:
+        The record's lines, on the main process, and what the audit found.
+
+    Raises:
+        RunInterruptedError: A signal came, on some rank; all is saved.
+        LostProcessError: Another process has gone; the newest checkpoint is as it was.
+        CheckpointError: ``run.dir`` holds a run of other settings.
+    """
+    _require_gpu_for_sync(config, accelerator)
+    method = build_method(config, data)
+    task = build_task(config, data, pin_memory=accelerator.device.type == "cuda")
+    trainer = Trainer(
+        accelerator, method, task, config.optim, config.evaluation, interrupts.raise_if_asked
+    )
+    formatter.phase = lambda: trainer.phase
+    tree, names = config.model_dump(mode="json"), data.source.manifest.class_names
+    tracker = Tracker(trainer, config.tracking, config.run.dir, names, tree)
+    saver = Saver(trainer, config.run, tree, _versions(), tracker)
+    try:
+        _begin(saver, config, data)
+        trainer.fit(saver.finish_epoch, saver.finish_step, tracker.note_step)
+        findings = audit_run(trainer, describe_samples(data), config.audit, config.run.dir)
+        tracker.close(0)
+        collectives.on_main(lambda: logger.info("report: %s", write_report(config.run.dir)))
+    except RunInterruptedError as request:
+        saver.save()
+        tracker.close(EXIT_INTERRUPTED)
+        raise RunInterruptedError(
+            f"stopped by {request} in {trainer.phase}, all is saved; go on with --resume auto"
+        ) from request
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise LostProcessError(
+            f"another process has gone or did not answer within runtime.timeout_seconds "
+            f"{config.runtime.timeout_seconds:g}, in {trainer.phase}: {first_line(error)}; "
+            "go on with --resume auto"
+        ) from error
+    finally:
+        # With any other end; of no effect after one of those above.
+        tracker.close(1)
+    return saver.record.history, findings
+
+
+def _require_gpu_for_sync(config: Config, accelerator: Accelerator) -> None:
+    if config.model.norm == "sync" and accelerator.device.type == "cpu":
+        raise ModelError(
+            "model.norm: sync needs a GPU and this run has none; group and frozen give equal "
+            "results on any number of processes without one"
+        )
+
+
+def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
+    """Write the settings and begin, or go on from the newest checkpoint; a collective call."""
+    snapshot = saver.checkpoints.latest()
+    if snapshot is not None:
+        _require_same_settings(snapshot, config)
+        logger.info(
+            "going on from %s, %d steps into epoch %d of %d",
+            snapshot.name, snapshot.steps_done, snapshot.epochs_done + 1, config.run.epochs,
+        )  # fmt: skip
+    versions = _versions() | {"python": platform.python_version()}
+    facts = run_facts(data, collectives.num_ranks(), versions)
+    # Nobody writes before everybody has looked at what is there.
+    saver.trainer.accelerator.wait_for_everyone()
+    collectives.on_main(lambda: _write_settings(config, facts))
+    saver.facts = (snapshot and snapshot.facts) or gather_facts(data, saver.trainer.task)
+    saver.restore(snapshot)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")}
+
+
+def _require_same_settings(snapshot: Snapshot, config: Config) -> None:
+    changed = differences(snapshot.config, config, MAY_CHANGE_ON_RESUME)
+    if changed:
+        raise CheckpointError(
+            f"{config.run.dir}: the checkpoint was made with other settings; " + "; ".join(changed)
+        )
+
+
+def _write_settings(config: Config, facts: RunFacts) -> None:
+    config.run.dir.mkdir(parents=True, exist_ok=True)
+    facts.write(config.run.dir)
+    write_text(config.run.dir / "config.yaml", dump_config(config))
