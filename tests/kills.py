@@ -20,6 +20,7 @@ from method_settings import write_config
 
 ROOT = Path(__file__).parents[1]
 NUM_EPOCHS = 6
+LAST = f"epoch-{NUM_EPOCHS:04d}"
 # How long the others may take to notice that one has gone.
 PATIENCE = 60.0
 
@@ -54,8 +55,16 @@ def wait_until_begun(launcher, folder):
 
 
 def weights(folder):
-    name = Path("run", "checkpoints", f"epoch-{NUM_EPOCHS:04d}", "method.safetensors")
-    return safetensors.torch.load_file(folder / name)
+    return safetensors.torch.load_file(folder / "run" / "checkpoints" / LAST / "method.safetensors")
+
+
+def newest(folder):
+    """Name of the newest checkpoint, empty where there is none."""
+    return max((p.name for p in (folder / "run" / "checkpoints").glob("epoch-*")), default="")
+
+
+def epochs_done(folder):
+    return int(newest(folder)[6:10] or 0)
 
 
 def begin(folder):
@@ -75,9 +84,11 @@ def kill_again_and_again(folder, num_kills, seed):
     alone = begin(folder / "alone")
     launcher = start(alone)
     wait_until_begun(launcher, alone)
-    began = time.monotonic()
+    began = time.time()
     assert launcher.wait() == 0, (alone / "log").read_text()[-2000:]
-    duration, expected = time.monotonic() - began, weights(alone)
+    # Until the last checkpoint; what follows has nothing more to lose.
+    duration = (alone / "run" / "checkpoints" / LAST).stat().st_mtime - began
+    expected = weights(alone)
     number = 0
     while len(lines) < num_kills:
         number += 1
@@ -86,7 +97,8 @@ def kill_again_and_again(folder, num_kills, seed):
             launcher = start(cut)
             wait_until_begun(launcher, cut)
             if len(lines) < num_kills:
-                time.sleep(chance.uniform(0, 0.9 * duration))
+                left = 1 - epochs_done(cut) / NUM_EPOCHS
+                time.sleep(chance.uniform(0, left * duration))
                 lines += kill_one(launcher, chance, cut)
             if launcher.wait() == 0:
                 break
@@ -107,12 +119,11 @@ def kill_one(launcher, chance, folder):
         return []
     struck = time.monotonic()
     code = launcher.wait(timeout=PATIENCE)
-    newest = max((p.name for p in (folder / "run" / "checkpoints").glob("epoch-*")), default="none")
-    if newest == f"epoch-{NUM_EPOCHS:04d}":
-        return []  # it was about to leave, with nothing more to lose
+    if newest(folder) == LAST:
+        return []
     return [
         f"rank {rank} killed; all ended after {time.monotonic() - struck:.1f} s with code {code}; "
-        f"newest checkpoint {newest}"
+        f"newest checkpoint {newest(folder)}"
     ]
 
 
