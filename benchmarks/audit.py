@@ -29,7 +29,7 @@ from robustness_grid import REAL_IMAGES, Cell
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from engine.audit import Evidence, examine, gather_evidence
+from engine.audit.findings import Evidence, examine, gather_evidence
 from engine.runtime import start_processes
 from engine.trainer import Trainer
 from launcher.assemble import build_method, build_task, load_noisy_data

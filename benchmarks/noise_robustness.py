@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from engine.config import ConfigError, differences, dump_config
 from engine.record import write_text
-from engine.run_folder import read_run
+from engine.reports.run_folder import read_run
 from launcher.settings import MAY_CHANGE_ON_RESUME
 
 __all__ = ["main"]

@@ -11,7 +11,7 @@ from robustness_grid import BEDS, METHODS, NOISES, Cell
 
 from engine.metrics import METRIC_TITLES as METRICS
 from engine.record import choose_lines, number
-from engine.seeds import UNDEFINED, Spread
+from engine.reports.seeds import UNDEFINED, Spread
 
 __all__ = [
     "CLASS_METRICS", "METRICS", "OCCASIONS", "SEPARATION", "UNDEFINED", "Figures", "Goal",

@@ -17,7 +17,7 @@ from robustness_figures import (
 )
 from robustness_grid import BEDS, SEEDS
 
-from engine.tables import Table
+from engine.reports.tables import Table
 
 __all__ = ["report"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from engine import collectives
 from engine.checkpoint import Checkpoints, Snapshot, epoch_folder
 from engine.record import Record, RunConfig, summarise
-from engine.tracking import Tracker
+from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 
 __all__ = ["Saver"]

@@ -15,8 +15,8 @@ from data.noise import CORRECT, MIS_H, MIS_L, InjectedNoise, inject
 from data.sources import Source, load_source
 from data.views import Views
 from engine import collectives
-from engine.audit import Samples
-from engine.run_folder import RunFacts
+from engine.audit.findings import Samples
+from engine.reports.run_folder import RunFacts
 from engine.task import Task
 from launcher.settings import Config
 from methods import METHODS

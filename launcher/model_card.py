@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.config import fingerprint
 from engine.metrics import CLASS_METRIC_TITLES
+from engine.reports.tables import Table
 from engine.strict_yaml import dump_yaml
-from engine.tables import Table
 from launcher.onnx_file import INPUT, OUTPUT
 from launcher.show import RESULT_NAMES
 from launcher.trained import TrainedModel

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine.comparison import OCCASIONS, compare
-from engine.comparison_page import write_comparison
 from engine.metrics import METRIC_TITLES
-from engine.report import write_report
-from engine.run_folder import RunFolder, find_runs, read_run
+from engine.reports.comparison import OCCASIONS, compare
+from engine.reports.comparison_page import write_comparison
+from engine.reports.run_folder import RunFolder, find_runs, read_run
+from engine.reports.run_page import write_report
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 
 __all__ = ["main"]

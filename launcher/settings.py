@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.noise import NoiseConfig
 from data.sources import DataConfig
 from data.views import ViewsConfig
-from engine.audit_files import AuditConfig
+from engine.audit.files import AuditConfig
 from engine.optim import OptimConfig
 from engine.predictor import EvaluationConfig
 from engine.record import RunConfig
 from engine.runtime import RuntimeConfig
-from engine.tracking import TrackingConfig
+from engine.tracking.tracker import TrackingConfig
 from methods import METHODS
 from methods.networks import ModelConfig
 

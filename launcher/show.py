@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from data.manifest import LEFT_OUT, SPLIT_NAMES, TRAIN
-from engine.audit import Findings
+from engine.audit.findings import Findings
 from engine.history import ledger_columns
 from engine.ledger import Ledger
 from engine.metrics import CLASS_METRIC_TITLES
 from engine.plan import num_steps, per_rank_batch_size
 from engine.record import summarise
-from engine.tables import Table
+from engine.reports.tables import Table
 from launcher.assemble import NoisyData
 from launcher.settings import Config
 from methods.method import Method

@@ -23,9 +23,9 @@ from data.noise import NoiseConfig
 from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
 from engine.record import Record, write_text
+from engine.reports.tables import Table
 from engine.runtime import read_environment
 from engine.strict_yaml import parse_yaml
-from engine.tables import Table
 from launcher import run as launcher
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config, MethodConfig
 

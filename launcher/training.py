@@ -8,18 +8,18 @@ from typing import Any
 from accelerate import Accelerator
 
 from engine import collectives
-from engine.audit import Findings
-from engine.audit_files import audit_run
+from engine.audit.files import audit_run
+from engine.audit.findings import Findings
 from engine.checkpoint import CheckpointError, Snapshot
 from engine.config import differences, dump_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.progress import PhaseFormatter
 from engine.record import write_text
-from engine.report import write_report
-from engine.run_folder import RunFacts
+from engine.reports.run_folder import RunFacts
+from engine.reports.run_page import write_report
 from engine.runtime import LostProcessError, first_line, is_lost_process
 from engine.saving import Saver
-from engine.tracking import Tracker
+from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, describe_samples, run_facts
 from launcher.facts import gather_facts

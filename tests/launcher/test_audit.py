@@ -10,7 +10,7 @@ from tiny_runs import make_config, noisy_data
 
 from data.manifest import LEFT_OUT, TRAIN, UNKNOWN
 from data.noise import MIS_H, MIS_L
-from engine import audit_files
+from engine.audit import files as audit_files
 from engine.config import load_config
 from launcher.assemble import load_noisy_data
 from launcher.run import main

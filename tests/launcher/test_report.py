@@ -9,7 +9,7 @@ from browser import complaints
 from made_runs import write_audit, write_figures, write_run
 from processes import ROOT
 
-from engine.run_folder import RunFacts
+from engine.reports.run_folder import RunFacts
 from launcher.report import main
 
 SYMMETRIC = {"kind": "symmetric", "mis_h": 0.4, "mis_l": 0.0}

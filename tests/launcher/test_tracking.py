@@ -15,10 +15,10 @@ from PIL import Image
 from processes import ROOT, launch
 from run_folders import read_record
 
-from engine import mirror
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts
-from engine.tracking import Tracker
-from engine.wandb_file import read_records, run_files
+from engine.tracking import mirror
+from engine.tracking.tracker import Tracker
+from engine.tracking.wandb_file import read_records, run_files
 from launcher.run import main
 
 pytestmark = pytest.mark.usefixtures("fresh_processes")

@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from engine import figures
-from engine.mirror import Gallery
 from engine.task import IntArray
+from engine.tracking import figures
+from engine.tracking.mirror import Gallery
 from engine.trainer import Trainer
 
 __all__ = ["draw_epoch", "most_suspicious", "suggested_labels"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.runtime import set_up_wandb
-from engine.wandb_file import last_step
+from engine.tracking.wandb_file import last_step
 
 __all__ = ["Gallery", "Mirror", "Mode", "Row"]
 

@@ -4,7 +4,13 @@ import os
 import pytest
 from made_runs import write_run
 
-from engine.run_folder import RunFacts, describe_noise, find_runs, read_run, recorded_versions
+from engine.reports.run_folder import (
+    RunFacts,
+    describe_noise,
+    find_runs,
+    read_run,
+    recorded_versions,
+)
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 from made_runs import METRICS, write_run
 from scipy import stats
 
-from engine.comparison import compare, contrasts
-from engine.comparison_page import comparison_page, write_comparison
-from engine.comparison_tables import main_table
-from engine.run_folder import RunFacts, read_run
+from engine.reports.comparison import compare, contrasts
+from engine.reports.comparison_page import comparison_page, write_comparison
+from engine.reports.comparison_tables import main_table
+from engine.reports.run_folder import RunFacts, read_run
 
 SYMMETRIC = {"kind": "symmetric", "mis_h": 0.4, "mis_l": 0.0}
 MIXED = {"kind": "symmetric", "mis_h": 0.4, "mis_l": 0.15}

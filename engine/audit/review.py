@@ -16,7 +16,7 @@ from jinja2 import Environment
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.audit import Findings, Samples
+from engine.audit.findings import Findings, Samples
 from engine.task import IntArray
 
 __all__ = ["render_review"]

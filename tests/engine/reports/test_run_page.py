@@ -8,9 +8,9 @@ import shutil
 import pytest
 from made_runs import HEADER, image_bytes, write_audit, write_figures, write_run
 
-from engine.embedded import MAX_CLOUDS, NUM_GALLERY, read_audit, thumbnails
-from engine.report import report, write_report
-from engine.run_folder import RunFacts, read_run
+from engine.reports.embedded import MAX_CLOUDS, NUM_GALLERY, read_audit, thumbnails
+from engine.reports.run_folder import RunFacts, read_run
+from engine.reports.run_page import report, write_report
 
 CLASSES = ("none", "mild", "severe")
 VALUES = [0.1, 0.875, 0.5]

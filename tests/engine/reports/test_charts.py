@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engine.charts import NUM_COLOURS, Line, line_chart
+from engine.reports.charts import NUM_COLOURS, Line, line_chart
 
 
 def numbers(path):

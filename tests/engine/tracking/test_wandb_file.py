@@ -3,7 +3,7 @@
 import pytest
 import wandb
 
-from engine.wandb_file import last_step, read_records, run_files
+from engine.tracking.wandb_file import last_step, read_records, run_files
 
 
 def write_run(folder, run_id, steps, **values):

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from engine.tables import Table
+from engine.reports.tables import Table
 
 __all__ = ["Audit", "Figure", "gather_audit", "gather_figures", "read_audit", "thumbnails"]
 

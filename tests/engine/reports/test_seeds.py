@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from engine.seeds import Spread, holm, paired_test
+from engine.reports.seeds import Spread, holm, paired_test
 
 FIRST = Spread({0: 0.9, 1: 0.8, 2: 0.7, 3: 0.95, 4: 0.6, 5: 0.85, 6: 0.77})
 SECOND = Spread({0: 0.85, 1: 0.81, 2: 0.6, 3: 0.8, 4: 0.57, 5: 0.77, 6: 0.65})

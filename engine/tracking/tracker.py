@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine import collectives
 from engine.checkpoint import Snapshot
-from engine.figures import save
 from engine.interrupts import EXIT_INTERRUPTED
-from engine.mirror import Gallery, Mirror, Row
-from engine.portraits import draw_epoch, most_suspicious
 from engine.record import Metrics, Record
 from engine.runtime import wandb_mode
+from engine.tracking.figures import save
+from engine.tracking.mirror import Gallery, Mirror, Row
+from engine.tracking.portraits import draw_epoch, most_suspicious
 from engine.trainer import Trainer
 
 __all__ = ["Tracker", "TrackingConfig", "figure_folder"]

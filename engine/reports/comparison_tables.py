@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.comparison import OCCASIONS, Bed, Cell, Comparison, contrasts
 from engine.metrics import METRIC_TITLES
 from engine.record import write_text
-from engine.seeds import UNDEFINED, Spread
-from engine.tables import Table, markdown_text
+from engine.reports.comparison import OCCASIONS, Bed, Cell, Comparison, contrasts
+from engine.reports.seeds import UNDEFINED, Spread
+from engine.reports.tables import Table, markdown_text
 
 __all__ = ["CAPTION", "HOLM", "NO_PAIRS", "contrast_table", "main_table", "write_tables"]
 

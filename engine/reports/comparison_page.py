@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.charts import Chart, Line, line_chart
-from engine.comparison import OCCASIONS, Bed, Cell, Comparison
-from engine.comparison_tables import (
+from engine.metrics import METRIC_TITLES
+from engine.record import number, write_text
+from engine.reports.charts import Chart, Line, line_chart
+from engine.reports.comparison import OCCASIONS, Bed, Cell, Comparison
+from engine.reports.comparison_tables import (
     CAPTION,
     HOLM,
     NO_PAIRS,
@@ -16,10 +18,8 @@ from engine.comparison_tables import (
     main_table,
     write_tables,
 )
-from engine.metrics import METRIC_TITLES
-from engine.pages import render
-from engine.record import number, write_text
-from engine.tables import Table
+from engine.reports.pages import render
+from engine.reports.tables import Table
 
 __all__ = ["comparison_page", "write_comparison"]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine import collectives
-from engine.audit import GROUPS, Findings, Samples, examine, gather_evidence
+from engine.audit.findings import GROUPS, Findings, Samples, examine, gather_evidence
+from engine.audit.review import render_review
 from engine.record import write_text
-from engine.review import render_review
 from engine.task import IntArray, Loader
 from engine.trainer import Trainer
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.charts import Chart, Line, line_chart
-from engine.embedded import gather_audit, gather_figures
 from engine.metrics import CLASS_METRIC_TITLES, METRIC_TITLES
-from engine.pages import render
 from engine.record import NUM_LAST, number, summarise, write_text
-from engine.run_folder import CONFIG, RunFolder, read_run, recorded_versions
-from engine.seeds import UNDEFINED
-from engine.tables import Table
+from engine.reports.charts import Chart, Line, line_chart
+from engine.reports.embedded import gather_audit, gather_figures
+from engine.reports.pages import render
+from engine.reports.run_folder import CONFIG, RunFolder, read_run, recorded_versions
+from engine.reports.seeds import UNDEFINED
+from engine.reports.tables import Table
 
 __all__ = ["report", "write_report"]
 

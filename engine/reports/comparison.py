@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from engine.config import flat_settings
 from engine.metrics import METRIC_TITLES
 from engine.record import Summary, summarise
-from engine.run_folder import RunFolder
-from engine.seeds import PairedTest, Spread, holm, paired_test
+from engine.reports.run_folder import RunFolder
+from engine.reports.seeds import PairedTest, Spread, holm, paired_test
 
 __all__ = ["OCCASIONS", "Bed", "Cell", "Comparison", "Contrast", "compare", "contrasts"]
 

@@ -8,7 +8,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.patches import Ellipse
 from sklearn.metrics import confusion_matrix
 
-from engine import figures
+from engine.tracking import figures
 
 NAMES = ["no DR", "mild", "moderate"]
 

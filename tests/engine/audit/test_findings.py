@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_runs import make_config, make_trainer
 
-from engine.audit import Evidence, Samples, examine, find_issues, gather_evidence
-from engine.audit_files import labels_table, transition_table
+from engine.audit.files import labels_table, transition_table
+from engine.audit.findings import Evidence, Samples, examine, find_issues, gather_evidence
 
 CLASSES = ("cat", "dog, small", "emu")
 

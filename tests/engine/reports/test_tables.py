@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from engine.tables import Table
+from engine.reports.tables import Table
 
 TABLE = Table(["name", "value"], [["a", 1], ["long name", 22.5]], strong={(1, 1)})
 
