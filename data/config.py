@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.images import Resize
+from data.images import Crop, Resize
 from data.synthetic import SyntheticConfig
 
 __all__ = ["DataConfig", "SourceName"]
@@ -36,6 +36,12 @@ class DataConfig(BaseModel):
     root: Path | None = Field(
         None, description="The data set's folder. Needed by all but digits and synthetic."
     )
+    prepared: Path | None = Field(
+        None,
+        description="A folder that launcher/prepare.py made. Images, labels, splits and classes "
+        "come from there and root is not read; source, labels and synthetic may stay unset, or "
+        "must be what was prepared.",
+    )
     labels: Path | None = Field(
         None,
         description="The label file in place of the source's usual one, relative to the root "
@@ -60,6 +66,11 @@ class DataConfig(BaseModel):
         "crop",
         description="How an image becomes square: crop scales its shorter side and keeps the "
         "centre, pad scales its longer side and adds black, squash scales each side on its own.",
+    )
+    crop: Crop = Field(
+        "none",
+        description="disc takes only the disc of a fundus photograph, without the frame around it. "
+        "Of a prepared data set it is what it was prepared with.",
     )
     validation_fraction: float = Field(
         0.1,
@@ -104,8 +115,10 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_paths(self) -> "DataConfig":
-        if self.root is None and self.source not in WITHOUT_FILES:
+        if self.prepared is None and self.root is None and self.source not in WITHOUT_FILES:
             raise ValueError(f"root: not set; source {self.source} needs the folder of its images")
+        if self.prepared is None and self.crop != "none" and self.source in WITHOUT_FILES:
+            raise ValueError(f"crop: {self.crop}, but source {self.source} has no files to crop")
         if self.labels is not None and self.source in WITHOUT_LABEL_FILE:
             raise ValueError(f"labels: set to {self.labels}, but source {self.source} reads none")
         return self

@@ -48,6 +48,11 @@ class PackedStrings:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         return cls(np.frombuffer(bytearray(b"".join(encoded)), np.uint8), offsets)
 
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The two arrays, as the constructor takes them."""
+        return self._bytes, self._offsets
+
     def __len__(self) -> int:
         return len(self._offsets) - 1
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.errors import DataError, shorten
-from data.images import Resize, decode
+from data.images import Crop, Resize, decode
 from data.manifest import PackedStrings
 from data.sources.finder import IMAGE_SUFFIXES, ImageFinder, stem
 from data.sources.table import read_csv
@@ -117,15 +117,15 @@ def _read_names(path: Path, column: str) -> list[tuple[str, Path]]:
 class _Files(Dataset[Any]):
     """(index, (3, S, S) uint8, message) of each path."""
 
-    def __init__(self, paths: PackedStrings, size: int, resize: Resize) -> None:
-        self.paths, self.size, self.resize = paths, size, resize
+    def __init__(self, paths: PackedStrings, size: int, resize: Resize, crop: Crop) -> None:
+        self.paths, self.size, self.resize, self.crop = paths, size, resize, crop
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, str]:
         try:
-            image = decode(Path(self.paths[index]), self.size, self.resize)
+            image = decode(Path(self.paths[index]), self.size, self.resize, self.crop)
         except DataError as error:
             return index, torch.zeros((3, self.size, self.size), dtype=torch.uint8), str(error)
         return index, torch.from_numpy(image.transpose(2, 0, 1).copy()), ""
@@ -138,6 +138,7 @@ def load_batches(
     resize: Resize,
     num_workers: int,
     *,
+    crop: Crop = "none",
     pin_memory: bool,
 ) -> Iterator[FileBatch]:
     """Decodes batches of images in the given order.
@@ -148,12 +149,13 @@ def load_batches(
         size: Side in pixels of what is delivered.
         resize: As in training, see `data.images.decode`.
         num_workers: Processes that decode; 0 = this one.
+        crop: Likewise.
         pin_memory: Whether to page-lock batches, for asynchronous copies to a GPU.
     """
     if not batches:
         return
     loader: DataLoader[Any] = DataLoader(
-        _Files(paths, size, resize),
+        _Files(paths, size, resize, crop),
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=num_workers,
         pin_memory=pin_memory,

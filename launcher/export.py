@@ -102,6 +102,7 @@ def _metadata(trained: TrainedModel) -> dict[str, Any]:
         "class_names": trained.class_names,
         "image_size": data.image_size,
         "resize": data.resize,
+        "crop": data.crop,
         "input": "(N, 3, S, S) uint8, red, green, blue; normalised inside",
         "output": "(N, C) float32 class probabilities, mean of the networks",
         "method": trained.config.method.name,

@@ -98,10 +98,11 @@ def _limits(trained: TrainedModel) -> list[str]:
     ]
     if never:
         lines.append(f"Recall on the test set is 0 for: {', '.join(never)}.")
+    disc = ", the disc of the fundus alone" if data.crop == "disc" else ""
     lines.append(
-        f"Files are read as stored, without the rotation an EXIF tag asks for, and brought to "
-        f"{data.image_size} x {data.image_size} pixels ({data.resize}); other ways of reading or "
-        "resizing give other predictions."
+        "Files are read as stored, without the rotation an EXIF tag asks for, and brought to "
+        f"{data.image_size} x {data.image_size} pixels ({data.resize}{disc}); other ways of "
+        "reading or resizing give other predictions."
     )
     lines.append("Probabilities are not calibrated.")
     return lines

@@ -182,7 +182,7 @@ def _predict(
     )
     batches = load_batches(
         images.paths, mine, config.data.image_size, config.data.resize, workers,
-        pin_memory=accelerator.device.type == "cuda",
+        crop=config.data.crop, pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
     views = Views(config.views, config.run.seed)
 

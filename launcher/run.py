@@ -10,7 +10,7 @@ import torch
 
 from data.errors import DataError
 from data.manifest import TRAIN
-from data.sources import check_images
+from data.sources import check_images, settle
 from engine.checkpoint import CheckpointError
 from engine.collectives import MainProcessError
 from engine.config import ConfigError, load_config
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFormatter) -> None:
     """Check everything, then train to the end and print the result."""
     config = load_config(Config, options.config, options.overrides)
+    config = config.model_copy(update={"data": settle(config.data)})
     accelerator = start_processes(config.runtime)
     if not options.check and options.resume is None:
         _require_no_run(config.run.dir)

@@ -30,6 +30,7 @@ MAY_CHANGE_ON_RESUME = (
     "run.keep_best",
     "run.keep_every_epochs",
     "data.root",
+    "data.prepared",
     "data.num_workers",
     "data.cache",
     "model.micro_batch_size",

@@ -36,7 +36,8 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
     """What a run would do: samples per class and group, steps, passes, memory of the ledger."""
     manifest = data.source.manifest
     lines = [
-        f"data: {config.data.source}, {len(manifest)} images of {manifest.num_classes} classes"
+        f"data: {config.data.prepared or config.data.source}, {len(manifest)} images of "
+        f"{manifest.num_classes} classes"
     ]
     if data.source.quarantined:
         lines.append(f"left out as unreadable: {len(data.source.quarantined)}")

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from data.config import DataConfig
 from data.sources.embedded import load_digits, load_synthetic
+from data.sources.packed import load_prepared, settle
 from data.sources.plain import load_busi, load_csv, load_folder
 from data.sources.retina import load_aptos2019, load_ddr, load_deepdrid, load_eyepacs
 from data.sources.skin import load_ham10000, load_isic2019
 from data.sources.source import Source, check_images, quarantine_unreadable
 from data.sources.splits import check_splits, complete_splits
 
-__all__ = ["SOURCES", "DataConfig", "Source", "check_images", "load_source"]
+__all__ = ["SOURCES", "DataConfig", "Source", "check_images", "load_source", "settle"]
 
 # A source reads its files as (config, seed) -> Source; splits that it lacks are carved afterwards.
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
@@ -42,12 +43,15 @@ def load_source(config: DataConfig, seed: int) -> Source:
     Raises:
         DataError: Naming all that is wrong with the labels, or with the splits.
     """
-    source = SOURCES[config.source](config, seed)
+    if config.prepared is not None:
+        source = load_prepared(config, config.prepared)
+    else:
+        source = SOURCES[config.source](config, seed)
     if config.on_unreadable == "quarantine":
         source = quarantine_unreadable(source, config.num_workers)
     manifest = complete_splits(
         source.manifest, config.validation_fraction, config.test_fraction, seed
     )
-    where = str(config.root or config.source)
+    where = str(config.prepared or config.root or config.source)
     check_splits(manifest, where, needs_validation=config.validation_fraction > 0)
     return Source(manifest, source.reader, source.quarantined)

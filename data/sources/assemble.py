@@ -87,7 +87,7 @@ def assemble(
         logger.warning("%s: left out, no such image: %s", root, shorten(offenders))
     every = Manifest(names=PackedStrings.pack(names), class_names=class_names, **columns)
     manifest = every.select(np.flatnonzero([bool(name) for name in names]))
-    reader = FileImages(root, manifest.names, config.image_size, config.resize)
+    reader = FileImages(root, manifest.names, config.image_size, config.resize, config.crop)
     return Source(manifest, reader, tuple(row.image for row in lost))
 
 

@@ -59,7 +59,7 @@ def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
         The data set without them; the samples are numbered anew.
     """
     reader = source.reader
-    if not isinstance(reader, FileImages):  # pixels held in memory have been decoded
+    if not isinstance(reader, FileImages):  # pixels that are prepared or in memory were decoded
         return source
     unreadable = find_unreadable(reader, num_threads)
     if not unreadable:
@@ -70,6 +70,6 @@ def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
     return replace(
         source,
         manifest=manifest,
-        reader=FileImages(reader.root, manifest.names, reader.size, reader.resize),
+        reader=FileImages(reader.root, manifest.names, reader.size, reader.resize, reader.crop),
         quarantined=source.quarantined + tuple(reader.names[index] for index in unreadable),
     )

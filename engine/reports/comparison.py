@@ -99,7 +99,7 @@ def compare(runs: Sequence[RunFolder], ignored: Collection[str] = ()) -> Compari
     Args:
         runs: As they were read.
         ignored: Dotted keys, or whole sections, that alter how a run is executed and not what it
-            computes. ``run.epochs`` and ``data.root`` count even so.
+            computes. ``run.epochs``, ``data.root`` and ``data.prepared`` count even so.
     """
     left_out, entries = [], list[_Entry]()
     for run in runs:
@@ -136,7 +136,7 @@ def _place(run: RunFolder, ignored: Collection[str]) -> _Entry:
     settings = flat_settings(run.config, [*ignored, "run", "data", "noise"])
     facts = run.facts
     data = {key: value for key, value in flat_settings(run.config).items() if _is_of_data(key)}
-    not_data = [key for key in ignored if key not in ("data.root", "run.epochs")]
+    not_data = [key for key in ignored if key not in ("data.root", "data.prepared", "run.epochs")]
     bed = {k: v for k, v in data.items() if not any(f"{k}.".startswith(f"{i}.") for i in not_data)}
     # How the rest is split into training and validation may depend on the seed.
     bed["classes"] = json.dumps(facts.class_names)

@@ -1,0 +1,77 @@
+"""What an image looks like in 256 bits, and which images look alike.
+
+The bits are the signs of the image's lowest cosine frequencies against their median, as in pHash
+(Zauner, Implementation and benchmarking of perceptual image hash functions, 2010), but 256 of them:
+fundus photographs resemble one another so much that 64 bits take different eyes for one image. In
+1,600 images of DeepDRiD the nearest two of different patients differ in 14 bits, the next in 20; in
+500 each of HAM10000 and BUSI in more than 60. Copies that were compressed at quality 60, shrunk to
+60 % or brightened by 15 % differ from their original in 12 bits at most in 95 of 100 images. Copies
+that were turned, mirrored or cropped by more than a per cent are not found.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from data.images import scale
+
+__all__ = ["MAX_DIFFERENT", "NUM_BITS", "group_alike", "look_of"]
+
+NUM_BITS = 256
+# Sixteen bands of sixteen bits: two looks that differ in fewer bits agree in some band.
+NUM_BANDS = 16
+MAX_DIFFERENT = 11
+_SIDE, _KEPT = 64, 16
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_NUM_SET = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+def look_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The look of an image (H, W, 3) uint8: (32,) uint8, 256 bits."""
+    grey = scale(pixels, _SIDE, _SIDE).astype(np.float32) @ _LUMA
+    frequencies = dctn(grey, norm="ortho")[:_KEPT, :_KEPT].copy()
+    frequencies[0, 0] = 0  # the mean brightness says nothing about what is seen
+    # By columns, so that each band mixes coarse with fine structure.
+    return np.packbits((frequencies > np.median(frequencies)).T.ravel())
+
+
+def group_alike(looks: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Groups images whose looks differ in at most `MAX_DIFFERENT` bits, directly or by a chain.
+
+    Only looks that agree in one of sixteen bands are compared, so the time grows with the number of
+    images times the number that share a band by chance, and memory with the number of images.
+
+    Args:
+        looks: (N, 32) uint8.
+
+    Returns:
+        (N,) int64: equal numbers are one group; an image that resembles no other is alone.
+    """
+    distinct, look_index = np.unique(looks, axis=0, return_inverse=True)
+    pairs = [_alike_in_band(distinct, band) for band in range(NUM_BANDS)]
+    first, second = np.concatenate(pairs, axis=1)
+    links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(distinct),) * 2)
+    _, component = connected_components(links, directed=False)
+    return component[look_index.ravel()].astype(np.int64)
+
+
+def _alike_in_band(looks: NDArray[np.uint8], band: int) -> NDArray[np.int64]:
+    """Pairs (2, P) of looks that agree in a band and differ little elsewhere."""
+    width = looks.shape[1] // NUM_BANDS
+    keys = np.ascontiguousarray(looks[:, band * width : (band + 1) * width]).view(np.uint16).ravel()
+    order = np.argsort(keys, kind="stable")
+    keys, looks = keys[order], looks[order]
+    found = [np.empty((2, 0), np.int64)]
+    # Each look against the one that stands `step` places further, as long as the band agrees.
+    at, step = np.arange(len(keys)), 1
+    while True:
+        at = at[at + step < len(keys)]
+        at = at[keys[at] == keys[at + step]]
+        if not len(at):
+            return np.concatenate(found, axis=1)
+        different = _NUM_SET[looks[at] ^ looks[at + step]].sum(axis=1, dtype=np.int64)
+        near = at[different <= MAX_DIFFERENT]
+        found.append(np.stack([order[near], order[near + step]]))
+        step += 1
