@@ -31,21 +31,25 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Seconds that some work takes, on a GPU too."""
+def seconds(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that some work takes, on a GPU too; a clock other than the wall's may be given."""
     _wait_for_gpu()
-    began = time.perf_counter()
+    began = clock()
     work()
     _wait_for_gpu()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    works: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each of several works in each round, after one round that does not count."""
     timings: dict[str, list[float]] = {name: [] for name in works}
     for count in range(rounds + 1):
         for name, work in works.items():
-            taken = seconds(work)
+            taken = seconds(work, clock)
             if count:
                 timings[name].append(taken)
     return timings

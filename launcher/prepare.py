@@ -50,7 +50,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder to fill; the same one goes on")
     parser.add_argument(
         "--size", type=int,
-        help=f"pixels of the shorter side; default {DEFAULT_SIZE}, or data.image_size if larger",
+        help="pixels of the shorter side; default: data.image_size, which is read quickest; "
+        f"{DEFAULT_SIZE} without a configuration",
     )  # fmt: skip
     parser.add_argument(
         "--crop", choices=get_args(Crop),
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace, raise_if_asked: Callable[[], None]) -> None
     data, seed = _data_section(options)
     crop = options.crop or ("disc" if data.source in RETINA else data.crop)
     recipe = Recipe(
-        size=options.size or max(DEFAULT_SIZE, data.image_size),
+        size=options.size or (data.image_size if options.config else DEFAULT_SIZE),
         crop=crop,
         encoding=options.encoding,
         quality=options.quality,

@@ -135,9 +135,9 @@ def test_a_configuration_is_prepared_and_a_run_needs_nothing_else(
     tmp_path, capsys, fresh_processes
 ):
     config = write_config(tmp_path, "cross_entropy", run={"dir": str(tmp_path / "raw")})
-    made, size = tmp_path / "made", ["--size", "32", "--encoding", "png", "--crop", "none"]
-    assert prepare.main(["--config", str(config), "--out", str(made), *size]) == 0
-    assert json.loads((made / "manifest.json").read_text())["request"]["crop"] == "none"
+    made, lossless = tmp_path / "made", ["--encoding", "png"]
+    assert prepare.main(["--config", str(config), "--out", str(made), *lossless]) == 0
+    assert json.loads((made / "manifest.json").read_text())["request"]["size"] == 32
     assert run.main(["--config", str(config), "run.epochs=1"]) == 0
     fresh_processes()
     prepared = write_config(tmp_path, "cross_entropy", data={"synthetic": {}})
