@@ -239,7 +239,7 @@ def read_epochs(reader: PreparedImages, num_epochs: int) -> list[dict[str, int]]
     order, found = np.arange(len(reader)), []
     for epoch in range(num_epochs):
         np.random.default_rng(epoch).shuffle(order)
-        for count, index in enumerate(order):
+        for count, index in enumerate(map(int, order)):
             if count % 500:
                 reader.read_encoded(index)
             else:
