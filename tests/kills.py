@@ -96,7 +96,7 @@ def kill_again_and_again(folder, num_kills, seed):
         while True:
             launcher = start(cut)
             wait_until_begun(launcher, cut)
-            if len(lines) < num_kills:
+            if len(lines) < num_kills and newest(cut) != LAST:
                 left = 1 - epochs_done(cut) / NUM_EPOCHS
                 time.sleep(chance.uniform(0, left * duration))
                 lines += kill_one(launcher, chance, cut)
