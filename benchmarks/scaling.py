@@ -44,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--set", action="append", dest="settings", metavar="SECTION.KEY=VALUE",
-        default=["runtime.device=cpu", "model.backbone=resnet18", "model.norm=group",
-                 "data.synthetic={num_train: 512, num_test: 16}", "optim.batch_size=64"],
+        # Much arithmetic for each weight that is exchanged.
+        default=["runtime.device=cpu", "model.width=32", "model.blocks=2", "model.norm=group",
+                 "data.synthetic={num_train: 512, num_test: 16}", "optim.batch_size=64",
+                 "tracking.wandb=off", "tracking.figures_every_epochs=0"],
         help="a setting of the runs; repeatable",
     )  # fmt: skip
     options = parser.parse_args(arguments)
