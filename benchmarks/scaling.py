@@ -33,7 +33,9 @@ def epoch_seconds(num_processes: int, folder: Path, settings: Sequence[str]) -> 
         f"run.dir={folder}", f"run.epochs={NUM_EPOCHS}",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"exit code {result.returncode}: {result.stderr[-3000:]}")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return statistics.median(json.loads(line)["time/epoch_seconds"] for line in lines[1:])
 
