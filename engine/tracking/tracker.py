@@ -21,6 +21,7 @@ from engine.runtime import wandb_mode
 from engine.tracking.figures import save
 from engine.tracking.mirror import Gallery, Mirror, Row
 from engine.tracking.portraits import draw_epoch, most_suspicious
+from engine.tracking.wandb_file import newest_run_id
 from engine.trainer import Trainer
 
 __all__ = ["Tracker", "TrackingConfig", "figure_folder"]
@@ -106,7 +107,7 @@ class Tracker:
         trainer = self.trainer
         taken = trainer.epochs_done * trainer.steps_per_epoch + trainer.steps_done
         self.steps.open(taken + 1)
-        self.wandb_id = self.wandb_id or _id_in(self.folder) or secrets.token_hex(4)
+        self.wandb_id = self.wandb_id or newest_run_id(self.folder) or secrets.token_hex(4)
         mode = self.config.wandb
         wanted = wandb_mode() if mode == "auto" else mode
         if wanted == "off":
@@ -184,9 +185,3 @@ class Tracker:
         files = sorted(figure_folder(self.folder, line["epoch"]).glob("*.png"))
         figures = {f"figures/{path.stem}": path for path in files}
         return Row(place, "epoch", line, figures, galleries or {})
-
-
-def _id_in(folder: Path) -> str:
-    """The id of the newest run in wandb's folder, of a run that has no checkpoint yet."""
-    names = [path.name.partition("run-")[2] for path in (folder / "wandb").glob("*run-*-*")]
-    return max(names).rpartition("-")[2] if names else ""

@@ -8,12 +8,13 @@ wandb's protocol.
 """
 
 import importlib
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["last_step", "read_records", "run_files"]
+__all__ = ["last_step", "newest_run_id", "read_records", "run_files"]
 
 _BLOCK = 32768
 _FILE_HEADER = 7
@@ -28,9 +29,21 @@ def run_files(folder: Path, run_id: str) -> list[Path]:
         folder: The run's folder, which wandb was told to write in.
         run_id: What wandb knows the run by.
     """
-    found = (folder / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb")
-    # offline-run-20261126_142404-<id>
-    return sorted(found, key=lambda path: path.parent.name.partition("run-")[2])
+    return sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb"), key=_beginning)
+
+
+def newest_run_id(folder: Path) -> str | None:
+    """What wandb knows the run by that was begun last in a run's folder; None where there is none."""
+    files = sorted((folder / "wandb").glob("*run-*/run-*.wandb"), key=_beginning)
+    return files[-1].stem.removeprefix("run-") if files else None
+
+
+def _beginning(path: Path) -> tuple[str, int]:
+    """The second in which a part was begun, and its number among those of a run in that second."""
+    # offline-run-20261126_142404-<id>, then run-20261126_142404-<id>-1
+    folder, run_id = path.parent.name, path.stem.removeprefix("run-")
+    found = re.search(rf"run-(\d+_\d+)-{re.escape(run_id)}(?:-(\d+))?$", folder)
+    return (found[1], int(found[2] or 0)) if found else ("", 0)
 
 
 def read_records(path: Path) -> Iterator[Any]:

@@ -113,8 +113,8 @@ def assert_shown_once(folder, num_epochs=3, steps=STEPS):
     assert len(of_steps) + len(epochs) == len(shown)
     # One run, and each of its parts knows it.
     assert {path.parent.parent for path in run_files(folder, run_id(folder))} == {folder / "wandb"}
-    folders = [p for p in (folder / "wandb").glob("*run-*-*") if p.is_dir() and not p.is_symlink()]
-    assert {path.name.rpartition("-")[2] for path in folders} == {run_id(folder)}
+    files = (folder / "wandb").glob("*run-*/*.wandb")
+    assert {path.name for path in files} == {f"run-{run_id(folder)}.wandb"}
 
 
 # -- the copy --------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """wandb's files as wandb itself writes them."""
 
+import time
+
 import pytest
 import wandb
 
-from engine.tracking.wandb_file import last_step, read_records, run_files
+from engine.tracking.wandb_file import last_step, newest_run_id, read_records, run_files
 
 
 def write_run(folder, run_id, steps, **values):
@@ -55,3 +57,18 @@ def test_a_torn_file_is_read_as_far_as_it_is_whole(folder, tmp_path):
         path.write_bytes(content[:length])
         seen.append(len(history(path)))
     assert seen == sorted(seen) and seen[0] == 0 and seen[-1] >= 7
+
+
+def test_parts_that_were_begun_within_one_second_are_found_in_order(tmp_path, monkeypatch):
+    """wandb names its folders by the second, and numbers those of the same one."""
+    assert newest_run_id(tmp_path) is None
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    for step in range(1, 13):
+        write_run(tmp_path, "1a2b3c4d", [step])
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + 1)
+    write_run(tmp_path, "newer", [1])
+    wandb.teardown()
+    files = run_files(tmp_path, "1a2b3c4d")
+    assert len({path.parent.name[: len("offline-run-20261126_142404")] for path in files}) == 1
+    assert [row.step.num for path in files for row in history(path)] == list(range(1, 13))
+    assert newest_run_id(tmp_path) == "newer"
