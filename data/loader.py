@@ -4,9 +4,12 @@ The data set never changes and yields (sample_id, image): labels, weights and gr
 on the training side, so workers that live as long as the run can never go stale.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -97,6 +100,26 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@cache
+def _kill_workers_at_exit() -> None:
+    """Have this process end workers that do not end when they are told to.
+
+    Python asks its children to end by SIGTERM, which ours ignore, and then waits for as long as it
+    takes: for good where an iterator is still referred to, by a traceback for example, or a worker
+    is stuck on a file system that does not answer.
+    """
+
+    def kill() -> None:
+        # torch would take a worker that is killed for an accident.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    # Finalizers with a priority come before Python's asking.
+    Finalize(None, kill, exitpriority=0)
+
+
 class _GivenBatches(Sampler[list[int]]):
     """Yields the batches that were set last; DataLoader asks it anew at each iteration."""
 
@@ -121,6 +144,8 @@ class SampleLoader:
     """
 
     def __init__(self, dataset: ImageDataset, num_workers: int, *, pin_memory: bool) -> None:
+        if num_workers > 0:
+            _kill_workers_at_exit()
         self._sampler = _GivenBatches()
         self._loader: DataLoader[Any] = DataLoader(
             dataset,

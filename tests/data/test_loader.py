@@ -1,9 +1,14 @@
 """The loader: whatever the number of workers, the same batches bit by bit."""
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import ROOT
 
 from data.degrade import degrade
 from data.errors import DataError
@@ -130,3 +135,34 @@ def test_a_batch_can_be_changed_without_changing_the_images_held():
     for _, images in loader([np.array([1])]):
         images += 1
     assert (held.read(1) == 7).all()
+
+
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_a_process_ends_whatever_its_workers_do(seconds):
+    """They ignore SIGTERM, by which Python ends its children; idle, or stuck in an image."""
+    program = textwrap.dedent(f"""
+        import time
+
+        import numpy as np
+        from data.loader import ImageDataset, SampleLoader
+
+        class Reader:
+            def __len__(self):
+                return 4
+
+            def read(self, index):
+                if index == 3:
+                    print("stuck", flush=True)
+                    time.sleep({seconds})
+                return np.zeros((2, 2, 3), np.uint8)
+
+        loader = SampleLoader(ImageDataset(Reader()), 2, pin_memory=False)
+        for sample_ids, _ in loader([np.array([index]) for index in (0, 1, 2, 3)]):
+            if sample_ids[0] == 2:
+                raise SystemExit(7)
+    """)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (7, "")
+    assert "stuck" in ended.stdout
