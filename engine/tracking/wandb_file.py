@@ -33,7 +33,7 @@ def run_files(folder: Path, run_id: str) -> list[Path]:
 
 
 def newest_run_id(folder: Path) -> str | None:
-    """What wandb knows the run by that was begun last in a run's folder; None where there is none."""
+    """What wandb knows the run by that was begun last in a run's folder; None without one."""
     files = sorted((folder / "wandb").glob("*run-*/run-*.wandb"), key=_beginning)
     return files[-1].stem.removeprefix("run-") if files else None
 
