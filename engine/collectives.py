@@ -6,7 +6,8 @@ differently.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,18 +26,33 @@ __all__ = [
     "gather_with_grad",
     "num_ranks",
     "on_main",
+    "own_rows",
     "rank",
 ]
 
 
+# Whether this process does something while the others wait, see on_main.
+_is_alone = False
+
+
 def num_ranks() -> int:
-    """Number of processes of this run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes of this run; 1 within what :func:`on_main` does."""
+    is_one = _is_alone or not dist.is_available() or not dist.is_initialized()
+    return 1 if is_one else dist.get_world_size()
 
 
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def own_rows() -> slice:
+    """This rank's share of a table that every rank holds: each row is one rank's.
+
+    Rows of one rank are ``num_ranks`` apart, so that ranks share work evenly also where rows of a
+    kind lie together.
+    """
+    return slice(rank(), None, num_ranks())
 
 
 def _on_the_wire(tensor: Tensor) -> Tensor:
@@ -145,11 +161,15 @@ def gather_rows(tensor: Tensor) -> Tensor:
     lengths = all_reduce_sum(
         torch.eye(num_ranks(), dtype=torch.int64, device=mine.device)[rank()] * mine.shape[0]
     ).tolist()
-    padded = mine.new_zeros((max(lengths), *mine.shape[1:]))
-    padded[: mine.shape[0]] = mine
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    rows = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+    longest = max(lengths)
+    if len(mine) < longest:
+        mine = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
+    padded = mine.new_empty(len(lengths), longest, *mine.shape[1:])
+    dist.all_gather(list(padded), mine)
+    if min(lengths) == longest:
+        rows = padded.flatten(0, 1)
+    else:
+        rows = torch.cat([part[:length] for part, length in zip(padded, lengths, strict=True)])
     return rows.view(tensor.dtype).reshape(-1, *tensor.shape[1:]).to(tensor.device)
 
 
@@ -185,8 +205,22 @@ class MainProcessError(OSError):
     """What stopped rank 0, on the others; rank 0 says it."""
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let every function here be that of a run of one process."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def on_main(action: Callable[[], object]) -> None:
     """Do something on rank 0 while the others wait.
+
+    To the action, rank 0 is the only process: what it computes from a table that every rank holds
+    waits for nobody.
 
     Raises:
         OSError: It failed so on rank 0; :class:`MainProcessError` on the others.
@@ -194,7 +228,8 @@ def on_main(action: Callable[[], object]) -> None:
     failure = None
     if rank() == 0:
         try:
-            action()
+            with _alone():
+                action()
         except OSError as error:
             failure = error
     message = gather_objects("" if failure is None else str(failure))[0]

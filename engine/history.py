@@ -24,16 +24,16 @@ def ledger_columns(method: Method) -> dict[str, Column]:
     """All columns of a run's ledger: those of every run, and the method's own."""
     own = method.columns()
     columns = {
-        "label": Column((), torch.int64, -1, "the given label"),
+        "label": Column((), torch.int16, -1, "the given label"),
         "running_prediction": Column(
             (method.problem.num_classes,), torch.float32, 0.0,
             "p when trained on, before the step; mean over epochs and networks",
         ),
-        "num_predictions": Column((), torch.int32, 0, "epochs in that mean"),
+        "num_predictions": Column((), torch.int16, 0, "epochs in that mean"),
     }  # fmt: skip
     if "group" in own:
         columns["group_since"] = Column(
-            own["group"].shape, torch.int32, NEVER, "epoch of the separation that gave it its group"
+            own["group"].shape, torch.int16, NEVER, "epoch of the separation that gave it its group"
         )
     return columns | own
 

@@ -283,7 +283,7 @@ class Trainer:
         Raises:
             CheckpointError: The samples' labels are other ones, since files have changed.
         """
-        before, now = snapshot.ledger["label"], self.task.labels
+        before, now = snapshot.ledger["label"].long(), self.task.labels
         if before.shape == now.shape and not torch.equal(before, now):
             differ = torch.where(before != now)[0]
             raise CheckpointError(

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from engine import collectives
 from engine.ledger import Column, Ledger
 from methods.losses import soft_cross_entropy, squared_error
 from methods.method import Batch, Problem, Term, View
@@ -149,10 +150,12 @@ class DivideMix(Pair):
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide all training samples by each network's losses."""
-        ids = self.problem.train_ids
+        ids = self.problem.train_ids[collectives.own_rows()]
         losses, *older = ledger["loss"][ids].permute(2, 1, 0)
         require_finite("loss", losses, ids)
-        known = [survey for survey in older if not survey.isnan().all()]
+        # Asked of the whole table, so that all ranks take the same surveys.
+        is_known = ledger["loss"].isfinite().flatten(0, 1).any(dim=0)[1:]
+        known = [survey for survey, known in zip(older, is_known, strict=True) if known]
         if known:
             # As in the authors' program, each survey counts as much, whatever its range.
             losses = torch.stack([scale_to_unit(survey) for survey in (losses, *known)]).mean(0)
@@ -163,11 +166,12 @@ class DivideMix(Pair):
             num_classes=self.problem.num_classes,
             sample_ids=ids,
         ).T.float()
-        posterior, group = ledger["posterior"].clone(), ledger["group"].clone()
-        posterior[ids] = torch.stack([clean, 1 - clean, torch.zeros_like(clean)], dim=-1)
-        group[ids] = torch.where(clean > self.config.p_threshold, CORRECT, MIS_H).to(torch.uint8)
-        ledger.fill("posterior", posterior)
-        ledger.fill("group", group)
+        ledger.write(
+            ids,
+            posterior=torch.stack([clean, 1 - clean, torch.zeros_like(clean)], dim=-1),
+            group=torch.where(clean > self.config.p_threshold, CORRECT, MIS_H),
+        )
+        ledger.synchronise(expected_ids=self.problem.train_ids)
 
     def predicted_labels(self, ledger: Ledger) -> Tensor:
         """What both networks predicted together in the last survey."""

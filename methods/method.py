@@ -234,7 +234,8 @@ class Method(nn.Module, ABC):
     def fitted_mixture(self, ledger: Ledger) -> FittedMixture | None:
         """What the last separation fitted, for a figure; None where it fits no mixture in a plane.
 
-        Worked out anew from the ledger, so that it outlives a restart.
+        Worked out anew from the ledger, so that it outlives a restart; a collective call, of whose
+        samples each rank has its share.
         """
         return None
 

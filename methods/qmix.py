@@ -154,33 +154,31 @@ class QMix(Pair):
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide the training samples of each class into the three groups, for each network."""
-        ids, separation = self.problem.train_ids, self._divide(ledger)
-        posterior, group = ledger["posterior"].clone(), ledger["group"].clone()
-        posterior[ids] = separation.posteriors.transpose(0, 1).float()
-        group[ids] = separation.groups.T
-        ledger.fill("posterior", posterior)
-        ledger.fill("group", group)
+        ids, separation = self._divide(ledger)
+        posteriors = separation.posteriors.transpose(0, 1).float()
+        ledger.write(ids, posterior=posteriors, group=separation.groups.T)
+        ledger.synchronise(expected_ids=self.problem.train_ids)
 
-    def _divide(self, ledger: Ledger) -> Separation:
-        """The division of the training samples by the statistics in the ledger."""
-        ids = self.problem.train_ids
+    def _divide(self, ledger: Ledger) -> tuple[Tensor, Separation]:
+        """This rank's share of the training samples, and their division by the ledger."""
+        ids = self.problem.train_ids[collectives.own_rows()]
         uncertainty = ledger["uncertainty"][ids].T
         if self.config.relative_uncertainty:
             predicted = ledger["predicted"][ids].T.long()
             uncertainty = relative_to_class(uncertainty, predicted, self.problem.num_classes)
         labels, num_classes = ledger["label"][ids], self.problem.num_classes
-        return separate_quality(
+        return ids, separate_quality(
             ledger["loss"][ids].T, uncertainty, labels, num_classes,
             sample_ids=ids, config=SeparationConfig(pooling=self.config.pooling),
         )  # fmt: skip
 
     def fitted_mixture(self, ledger: Ledger) -> FittedMixture:
         """Loss and uncertainty with the mixture of each given class."""
-        separation = self._divide(ledger)
+        ids, separation = self._divide(ledger)
         mixture = separation.mixture
         uncertainty = "relative uncertainty" if self.config.relative_uncertainty else "uncertainty"
         return FittedMixture(
-            ("loss", uncertainty), separation.features, ledger["label"][self.problem.train_ids],
+            ("loss", uncertainty), separation.features, ledger["label"][ids].long(),
             mixture.weights, mixture.means, mixture.covariances,
         )  # fmt: skip
 
@@ -277,7 +275,7 @@ def relative_to_class(uncertainty: Tensor, predicted: Tensor, num_classes: int) 
     good images of it look like poor ones; a poor image is uncertain for its predicted class too.
 
     Args:
-        uncertainty: (M, N) float.
+        uncertainty: (M, N) float, of this rank's samples; the means are over all ranks'.
         predicted: (M, N) int64 in 0..C-1.
         num_classes: C.
 
@@ -287,8 +285,8 @@ def relative_to_class(uncertainty: Tensor, predicted: Tensor, num_classes: int) 
     """
     values = uncertainty.double()
     zeros = values.new_zeros(len(values), num_classes)
-    sums = zeros.scatter_add(1, predicted, values)
-    counts = zeros.scatter_add(1, predicted, torch.ones_like(values))
+    sums = collectives.all_reduce_sum(zeros.scatter_add(1, predicted, values))
+    counts = collectives.all_reduce_sum(zeros.scatter_add(1, predicted, torch.ones_like(values)))
     return values - (sums / counts.clamp_min(1)).gather(1, predicted)
 
 

@@ -149,7 +149,7 @@ class SSCL(Method):
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Rank the training samples of each class by the probability of their label."""
         ids = self.problem.train_ids
-        labels = ledger["label"][ids]
+        labels = ledger["label"][ids].long()
         confidence = ledger["prediction"][ids].gather(1, labels.unsqueeze(1)).squeeze(1)
         kept = keeps_label(
             confidence, labels, self.problem.num_classes, self.config.promotion_share

@@ -40,7 +40,7 @@ def build_method(name, *, batch_size=8, **settings):
 
 
 def build_ledger(method):
-    columns = {"label": Column((), torch.int64, -1, "the given label")} | method.columns()
+    columns = {"label": Column((), torch.int16, -1, "the given label")} | method.columns()
     ledger = Ledger(len(LABELS), columns)
     ledger.fill("label", LABELS)
     return ledger

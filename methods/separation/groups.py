@@ -11,7 +11,10 @@ their meaning and by which a class falls back to the fit over all classes.
 The statistics are in-sample: of networks that were trained on these labels. Posteriors are
 responsibilities under the mixture, not calibrated probabilities.
 
-Shapes: M networks, N samples, C classes.
+Every function here is a collective call: each rank passes its own samples and gets back what holds
+for them among all ranks' samples, so the work of a rank falls with the number of ranks.
+
+Shapes: M networks, N samples of this rank (of several ranks, some may have none), C classes.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -21,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from engine import collectives
 from methods.separation.mixture import Mixture, MixtureConfig, fit_mixture, mixture_posteriors
 from methods.separation.quantiles import scale_to_unit, segment_quantiles
 
@@ -53,6 +57,7 @@ OWN_FIT, POOLED_FIT, ALL_CORRECT = 0, 1, 2
 _PROTOTYPE_QUANTILES = (0.2, 0.5, 0.9)
 # Component means nearer than this share of the scaled range do not tell two groups apart.
 _MIN_GAP = 1e-3
+_NAMED = 10  # samples that an error names
 
 _DIVIDEMIX = MixtureConfig(max_iterations=10, tolerance=1e-2, reg_covar=5e-4)
 
@@ -84,7 +89,7 @@ class SeparationError(ValueError):
 
 @dataclass(frozen=True)
 class Separation:
-    """Result of `separate_quality`, on the CPU.
+    """Result of `separate_quality`, on the CPU; mixtures and sources are the same on every rank.
 
     Attributes:
         posteriors: (M, N, 3) float64, columns CORRECT, MIS_H, MIS_L; rows sum to 1.
@@ -145,8 +150,9 @@ def separate_quality(
     labels = _checked_labels(labels, losses.shape[1], num_classes)
     pooled, pooled_sensible = _fit_groups(features, torch.zeros_like(labels), 1, config)
     own, own_sensible = _fit_groups(features, labels, num_classes, config)
-    use_own = own_sensible & (torch.bincount(labels, minlength=num_classes) >= config.min_samples)
-    use_pooled = pooled_sensible & (labels.numel() >= NUM_GROUPS)
+    counts = _count(labels, num_classes)
+    use_own = own_sensible & (counts >= config.min_samples)
+    use_pooled = pooled_sensible & (counts.sum() >= NUM_GROUPS)
     source = torch.where(use_pooled, POOLED_FIT, ALL_CORRECT)
     source = torch.where(use_own, OWN_FIT, source).to(torch.uint8)
 
@@ -155,7 +161,7 @@ def separate_quality(
     # Two opinions: a class's own fit follows its peculiarities, the pooled one has more samples.
     share = (config.pooling * use_pooled).unsqueeze(-1)
     shared = mixture_posteriors(pooled, features, torch.zeros_like(labels))
-    posteriors = (1 - share) * posteriors + share * shared
+    posteriors = posteriors.mul_(1 - share).add_(shared.mul_(share))
     posteriors[source[:, labels] == ALL_CORRECT] = torch.eye(NUM_GROUPS).double()[CORRECT]
     groups = posteriors.argmax(dim=-1).to(torch.uint8)
     return Separation(posteriors, groups, mixture, features, source)
@@ -200,7 +206,7 @@ def separate_loss(
         return pooled
     labels = _checked_labels(labels, losses.shape[1], num_classes)
     own = _clean_probability(scaled, labels, num_classes, config)
-    is_large = torch.bincount(labels, minlength=num_classes) >= SeparationConfig().min_samples
+    is_large = _count(labels, num_classes) >= SeparationConfig().min_samples
     return torch.where(is_large[labels], own, pooled)
 
 
@@ -250,8 +256,7 @@ def _fit_groups(
     """Mixtures with components in group order, and whether that order makes sense (M, S) bool."""
     prototypes = quality_prototypes(features, segments, num_segments)
     mixture = fit_mixture(features, segments, prototypes, config)
-    counts = torch.bincount(segments, minlength=num_segments).unsqueeze(-1)
-    alive = mixture.weights * counts > 0.5
+    alive = mixture.weights * _count(segments, num_segments).unsqueeze(-1) > 0.5
     order, sensible = _arrange(mixture.means, prototypes, alive)
     arranged = replace(
         mixture,
@@ -301,13 +306,18 @@ def _choose(use_first: Tensor, first: Mixture, second: Mixture) -> Mixture:
     return Mixture(**chosen)
 
 
+def _count(segments: Tensor, num_segments: int) -> Tensor:
+    """(S,) samples of each segment on all ranks."""
+    return collectives.all_reduce_sum(torch.bincount(segments, minlength=num_segments))
+
+
 def _checked_labels(labels: Tensor, num_samples: int, num_classes: int) -> Tensor:
-    labels = labels.detach().cpu()
+    labels = labels.detach().to("cpu", torch.int64)
     if labels.shape != (num_samples,):
         raise ValueError(
             f"separation: labels have shape {tuple(labels.shape)}; expected ({num_samples},)"
         )
-    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if num_samples and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"separation: labels lie in {int(labels.min())}..{int(labels.max())};"
             f" expected 0..{num_classes - 1}"
@@ -316,18 +326,32 @@ def _checked_labels(labels: Tensor, num_samples: int, num_classes: int) -> Tenso
 
 
 def require_finite(name: str, values: Tensor, sample_ids: Tensor | None) -> None:
-    """Refuse NaN and infinity, naming the first ten samples of each network that has any."""
-    if values.dim() != 2 or values.shape[1] == 0:
-        raise ValueError(
-            f"separation: {name} has shape {tuple(values.shape)}; expected (networks, samples >= 1)"
-        )
-    problems = []
-    for network, bad in enumerate((~torch.isfinite(values)).cpu()):
+    """Refuse NaN and infinity on all ranks together, naming ten samples of each network with any.
+
+    Args:
+        name: What the values are.
+        values: (M, N) float.
+        sample_ids: (N,) int64; 0..N-1 if None.
+    """
+    shape = tuple(values.shape)
+    refusal = f"separation: {name} has shape {shape}; expected (networks, samples >= 1)"
+    if values.dim() != 2:
+        raise ValueError(refusal)
+    ids = torch.arange(values.shape[1]) if sample_ids is None else sample_ids.cpu()
+    found = []
+    for bad in (~torch.isfinite(values)).cpu():
         rows = bad.nonzero().flatten()
-        if rows.numel():
-            first = rows[:10] if sample_ids is None else sample_ids.cpu()[rows[:10]]
-            named = ", ".join(map(str, first.tolist()))
-            more = f" and {rows.numel() - 10} more" if rows.numel() > 10 else ""
-            problems.append(f"network {network}: sample_ids {named}{more}")
+        found.append((len(rows), ids[rows[:_NAMED]].tolist()))
+    of_ranks = collectives.gather_objects((values.shape[1], found))
+    if not any(num_samples for num_samples, _ in of_ranks):
+        raise ValueError(refusal)
+    problems = []
+    for network in range(len(values)):
+        parts = [found[network] for _, found in of_ranks]
+        total = sum(count for count, _ in parts)
+        if total:
+            first = sorted(sum((named for _, named in parts), []))[:_NAMED]
+            more = f" and {total - _NAMED} more" if total > _NAMED else ""
+            problems.append(f"network {network}: sample_ids {', '.join(map(str, first))}{more}")
     if problems:
         raise SeparationError(f"separation: {name} is not finite for {'; '.join(problems)}")

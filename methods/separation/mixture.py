@@ -4,11 +4,16 @@ Reference: Dempster, Laird, Rubin, "Maximum likelihood from incomplete data via 
 JRSS B 39, 1977; start, regularisation and stopping rule as in scikit-learn's ``GaussianMixture``,
 with which the results are compared.
 
-Everything runs on the CPU, whatever device the input is on: sums have a fixed order there, so each
-rank gets the same fit. ``methods.separation.blocks`` says how the samples are laid out.
+Each rank passes its own samples and gets the fit to all ranks' samples together: the sums that an
+M step needs are added up over ranks, one small all-reduce an iteration. Whether to go on follows
+from those sums by exact arithmetic alone, so the ranks stop together even on processors of
+different makes. The number of ranks changes the order of summation and nothing else.
 
-Shapes: M networks, N samples, S segments (classes), K components, D features, F = 1 + D + D(D+1)/2
-monomials, B blocks, R = M * S fits.
+Everything runs on the CPU in float64, whatever device the input is on.
+``methods.separation.blocks`` says how the samples are laid out.
+
+Shapes: M networks, n samples of this rank, S segments (classes), K components, D features,
+F = 1 + D + D(D+1)/2 monomials, B blocks, R = M * S fits.
 """
 
 import math
@@ -19,7 +24,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from methods.separation.blocks import Layout, lay_out, sum_by_fit
+from engine import collectives
+from methods.separation.blocks import BLOCK, CHUNK, Layout, lay_out, sum_by_fit
 
 __all__ = ["Mixture", "MixtureConfig", "fit_mixture", "mixture_posteriors"]
 
@@ -87,9 +93,9 @@ def fit_mixture(
     its mean and covariance at a weight near zero.
 
     Args:
-        features: (M, N, D) any float type, finite; best of order one, as ``reg_covar`` is absolute.
-        segments: (N,) int64 in 0..S-1, the segment of each sample; segments may be empty.
-        initial_means: (M, S, K, D) any float type.
+        features: (M, n, D) any float type, finite; best of order one, as ``reg_covar`` is absolute.
+        segments: (n,) int64 in 0..S-1, the segment of each sample; segments may be empty.
+        initial_means: (M, S, K, D) any float type, the same on every rank.
         config: settings; the defaults if None.
 
     Returns:
@@ -104,9 +110,10 @@ def fit_mixture(
     num_networks, num_segments, num_components, num_features = means.shape
     origin = means.mean(dim=2)
     layout = lay_out(features, segments, origin)
+    counts = collectives.all_reduce_sum(layout.counts)
     relative = (means - origin.unsqueeze(2)).flatten(0, 1)
-    start = _start(layout, relative, config.reg_covar)
-    parameters, log_likelihood, num_iterations, converged = _iterate(layout, start, config)
+    start = _start(layout, counts, relative, config.reg_covar)
+    parameters, log_likelihood, num_iterations, converged = _iterate(layout, counts, start, config)
     fits = (num_networks, num_segments)
     return Mixture(
         weights=parameters.weights.reshape(*fits, num_components),
@@ -123,11 +130,11 @@ def mixture_posteriors(mixture: Mixture, features: Tensor, segments: Tensor) -> 
 
     Args:
         mixture: M networks, S segments, K components, D features.
-        features: (M, N, D) any float type, finite.
-        segments: (N,) int64 in 0..S-1.
+        features: (M, n, D) any float type, finite.
+        segments: (n,) int64 in 0..S-1.
 
     Returns:
-        (M, N, K) float64 on the CPU; rows sum to 1.
+        (M, n, K) float64 on the CPU; rows sum to 1.
 
     Raises:
         ValueError: as `fit_mixture`.
@@ -140,37 +147,44 @@ def mixture_posteriors(mixture: Mixture, features: Tensor, segments: Tensor) -> 
         mixture.covariances.flatten(0, 1),
     )
     num_networks, _, num_components = mixture.weights.shape
-    posteriors, _ = _normalise(torch.bmm(_coefficients(parameters)[layout.fit], layout.design))
-    rows = posteriors.transpose(1, 2).reshape(num_networks, -1, num_components)
-    return rows[:, layout.slot]
+    coefficients = _coefficients(parameters)
+    posteriors = layout.design.new_empty(len(layout.fit), BLOCK, num_components)
+    for blocks in torch.arange(len(layout.fit)).split(CHUNK):
+        log_joint = torch.bmm(coefficients[layout.fit[blocks]], layout.design[blocks])
+        posteriors[blocks] = _normalise(log_joint)[0].transpose(1, 2)
+    return posteriors.view(num_networks, -1, num_components)[:, layout.slot]
 
 
-def _start(layout: Layout, means: Tensor, reg_covar: float) -> _Parameters:
+def _start(layout: Layout, counts: Tensor, means: Tensor, reg_covar: float) -> _Parameters:
     """Weights and covariances of the samples nearest to each mean; see `fit_mixture`."""
     num_fits, num_components, num_features = means.shape
     # The nearest mean m maximises x.m - |m|^2 / 2, which is linear in the monomials too.
     scores = means.new_zeros(num_fits, num_components, layout.design.shape[1])
     scores[..., 0] = -means.square().sum(-1) / 2
     scores[..., 1 : 1 + num_features] = means
-    nearest = torch.bmm(scores[layout.fit], layout.design).argmax(dim=1)
-    members = torch.nn.functional.one_hot(nearest, num_components).transpose(1, 2).double()
-    moments = sum_by_fit(torch.bmm(members, layout.design.transpose(1, 2)), layout.fit, num_fits)
+    moments = means.new_zeros(len(layout.fit), num_components, layout.design.shape[1])
+    for blocks in torch.arange(len(layout.fit)).split(CHUNK):
+        design = layout.design[blocks]
+        score = torch.bmm(scores[layout.fit[blocks]], design)
+        is_best = score == score.amax(dim=1, keepdim=True)
+        members = is_best & (is_best.cumsum(dim=1) == 1)  # the first of equals
+        moments[blocks] = torch.bmm(members.double(), design.transpose(1, 2))
+    moments = collectives.all_reduce_sum(sum_by_fit(moments, layout.fit, num_fits))
 
-    counts = moments[..., 0]
-    size = layout.counts.clamp_min(1).double().view(-1, 1, 1)
+    members_of = moments[..., 0]
+    size = counts.clamp_min(1).double().view(-1, 1, 1)
     _, overall = _centre(moments.sum(1, keepdim=True) / size)
-    _, own = _centre(moments / counts.clamp_min(1.0).unsqueeze(-1))
-    share = (1 / (counts + 1))[..., None, None]
+    _, own = _centre(moments / members_of.clamp_min(1.0).unsqueeze(-1))
+    share = (1 / (members_of + 1))[..., None, None]
     covariances = own * (1 - share) + overall * share
-    weights = (counts + 1) / (counts.sum(1, keepdim=True) + num_components)
+    weights = (members_of + 1) / (members_of.sum(1, keepdim=True) + num_components)
     return _Parameters(weights, means, _regularise(covariances, reg_covar))
 
 
 def _iterate(
-    layout: Layout, parameters: _Parameters, config: MixtureConfig
+    layout: Layout, counts: Tensor, parameters: _Parameters, config: MixtureConfig
 ) -> tuple[_Parameters, Tensor, Tensor, Tensor]:
-    """EM until each fit has converged; the blocks of a converged fit are dropped."""
-    design, fit, counts = layout.design, layout.fit, layout.counts
+    """EM until each fit has converged; the blocks of a converged fit are left out."""
     running = counts > 0
     log_likelihood = torch.full(counts.shape, -math.inf, dtype=torch.float64)
     num_iterations = torch.zeros_like(counts)
@@ -178,21 +192,35 @@ def _iterate(
     for _ in range(config.max_iterations):
         if not bool(running.any()):
             break
-        posteriors, evidence = _normalise(torch.bmm(_coefficients(parameters)[fit], design))
-        moments = sum_by_fit(torch.bmm(posteriors, design.transpose(1, 2)), fit, counts.numel())
-        # The first monomial is 1 for a sample and 0 for an empty row.
-        per_block = torch.linalg.vecdot(evidence, design[:, 0])
-        current = sum_by_fit(per_block, fit, counts.numel()) / counts.clamp_min(1)
+        moments, evidence = _expect(layout, running, parameters)
+        current = evidence / counts.clamp_min(1)
         parameters = _maximise(moments, parameters, running, config.reg_covar)
         done = running & ((current - log_likelihood).abs() < config.tolerance)
         log_likelihood = torch.where(running, current, log_likelihood)
         num_iterations += running
         converged |= done
         running &= ~done
-        if bool(done.any()):
-            kept = running[fit]
-            design, fit = design[kept], fit[kept]
     return parameters, log_likelihood.nan_to_num(neginf=math.nan), num_iterations, converged
+
+
+def _expect(layout: Layout, running: Tensor, parameters: _Parameters) -> tuple[Tensor, Tensor]:
+    """E step of the running fits over all ranks' samples.
+
+    Returns:
+        (R, K, F) sums of posterior-weighted monomials and (R,) log-likelihood.
+    """
+    coefficients = _coefficients(parameters)
+    num_fits, num_components, num_monomials = coefficients.shape
+    active = running[layout.fit].nonzero().flatten()
+    sums = coefficients.new_zeros(len(active), num_components * num_monomials + 1)
+    for blocks, rows in zip(active.split(CHUNK), sums.split(CHUNK), strict=True):
+        design = layout.design[blocks]
+        posteriors, evidence = _normalise(torch.bmm(coefficients[layout.fit[blocks]], design))
+        rows[:, :-1] = torch.bmm(posteriors, design.transpose(1, 2)).flatten(1)
+        # The first monomial is 1 for a sample and 0 for an empty row.
+        rows[:, -1] = torch.linalg.vecdot(evidence, design[:, 0])
+    totals = collectives.all_reduce_sum(sum_by_fit(sums, layout.fit[active], num_fits))
+    return totals[:, :-1].unflatten(1, (num_components, num_monomials)), totals[:, -1]
 
 
 def _maximise(
@@ -243,7 +271,7 @@ def _normalise(log_joint: Tensor) -> tuple[Tensor, Tensor]:
     peak = log_joint.amax(dim=1, keepdim=True)
     posteriors = (log_joint - peak).exp_()
     total = posteriors.sum(dim=1, keepdim=True)
-    return posteriors.div_(total), (peak + total.log()).squeeze(1)
+    return posteriors.div_(total), total.log_().add_(peak).squeeze(1)
 
 
 def _centre(moments: Tensor) -> tuple[Tensor, Tensor]:

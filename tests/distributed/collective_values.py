@@ -92,6 +92,18 @@ def agreement():
     }
 
 
+def on_main_alone():
+    """Something that asks all processes, done by the first while the others wait."""
+    found = {}
+    value = torch.tensor([3.0])
+
+    def action():
+        found.update(num_ranks=collectives.num_ranks(), sum=collectives.all_reduce_sum(value))
+
+    collectives.on_main(action)
+    return found | {"afterwards": collectives.all_reduce_sum(value)}
+
+
 def ledger_after_exchange():
     """Each process writes some rows in two goes; only the last one writes groups."""
     rank, num_ranks = collectives.rank(), collectives.num_ranks()
@@ -181,6 +193,7 @@ VALUES = (
     uneven_rows,
     gradients,
     agreement,
+    on_main_alone,
     ledger_after_exchange,
     ledger_errors,
     batch_statistics,

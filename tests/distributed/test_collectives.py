@@ -91,6 +91,14 @@ def test_differences_between_ranks_are_seen(ranks):
         assert found["different"] is False
 
 
+def test_what_the_first_does_while_others_wait_asks_nobody(ranks):
+    assert ranks[0]["on_main_alone"] == {
+        "num_ranks": 1, "sum": torch.tensor([3.0]), "afterwards": torch.tensor([3.0 * len(ranks)])
+    }  # fmt: skip
+    for found in ranks[1:]:
+        assert found["on_main_alone"] == {"afterwards": torch.tensor([3.0 * len(ranks)])}
+
+
 def test_every_rank_holds_the_ledger_of_a_single_process(alone, ranks):
     expected = alone["ledger_after_exchange"]
     assert torch.equal(expected["loss"], table()[:, :2])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.ledger import Column, Ledger, LedgerError
 
@@ -105,3 +106,65 @@ def test_all_or_nothing():
 
 def test_memory_is_the_columns():
     assert make(10).memory_bytes == 10 * (2 * 4 + 1)
+
+
+def test_columns_written_together_and_apart_are_told_apart():
+    """The last step of a sample counts for each column by itself."""
+    ledger = make()
+    ledger.write(torch.tensor([3, 4]), order=5, group=torch.tensor([1, 2]))
+    ledger.write(torch.tensor([4]), order=6, group=torch.tensor([3]), loss=torch.ones(1, 2))
+    ledger.write(torch.tensor([3, 4]), order=2, loss=torch.full((2, 2), 7.0))
+    ledger.write(torch.tensor([5]), order=9)
+    ledger.synchronise()
+    assert ledger["group"].tolist() == [0, 0, 0, 1, 3, 0]
+    assert ledger["loss"][3:].nan_to_num(-1).tolist() == [[7, 7], [1, 1], [-1, -1]]
+
+
+def test_narrow_integers_are_handed_out_as_indices():
+    ledger = make()
+    rows = ledger.rows(torch.tensor([1]), torch.device("cpu"))
+    assert ledger["group"].dtype == torch.uint8 and rows["group"].dtype == torch.int64
+    assert rows["loss"].dtype == torch.float32
+
+
+def test_a_column_refuses_what_it_is_too_narrow_for():
+    ledger = Ledger(2, {"label": Column((), torch.int16, -1, "label")})
+    ledger.fill("label", torch.tensor([0, 32767]))
+    with pytest.raises(ValueError, match=r"'label' is torch.int16 and cannot hold 0\.\.32768"):
+        ledger.fill("label", torch.tensor([0, 32768]))
+    assert ledger["label"].tolist() == [0, 32767]
+
+
+def test_types_survive_a_checkpoint(tmp_path):
+    columns = COLUMNS | {
+        "label": Column((), torch.int16, -1, "label"),
+        "half": Column((2,), torch.float16, 0.0, "half"),
+    }
+    ledger, other = Ledger(4, columns), Ledger(4, columns)
+    ledger.fill("label", torch.tensor([3, 2, 1, 0]))
+    ledger.write(torch.tensor([2, 0]), order=4, group=torch.tensor([7, 8]), half=torch.ones(2, 2))
+    state, pending = ledger.state_dict(), ledger.gather_pending()
+    for name, tensors in {"state": state, "pending": pending}.items():
+        save_file(tensors, tmp_path / name)
+    other.load_state_dict(load_file(tmp_path / "state"))
+    other.load_pending(load_file(tmp_path / "pending"))
+    for table in (ledger, other):
+        table.synchronise()
+        assert {name: table[name].dtype for name in table} == {
+            name: column.dtype for name, column in columns.items()
+        }
+    assert ledger.digest() == other.digest()
+    assert other["group"].tolist() == [8, 0, 7, 0]
+
+
+def test_checkpoints_with_wider_columns_can_be_gone_on_from():
+    """As they were written before: labels of eight bytes, and ids with each column."""
+    ledger = Ledger(3, {"label": Column((), torch.int16, -1, "label"), "group": COLUMNS["group"]})
+    state = {"label": torch.tensor([2, 0, 1]), "group": torch.zeros(3, dtype=torch.uint8)}
+    ledger.load_state_dict(state)
+    ids, steps = torch.tensor([1, 2, 1]), torch.tensor([0, 0, 1])
+    rows = torch.tensor([5, 6, 7], dtype=torch.uint8)
+    ledger.load_pending({"group/ids": ids, "group/steps": steps, "group/rows": rows})
+    ledger.synchronise()
+    assert ledger["label"].tolist() == [2, 0, 1] and ledger["label"].dtype == torch.int16
+    assert ledger["group"].tolist() == [0, 7, 6]

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
@@ -122,6 +123,54 @@ def test_agrees_with_scikit_learn(num_features, num_components):
     np.testing.assert_allclose(posteriors, theirs.predict_proba(features[0].numpy()), atol=1e-7)
     partition = theirs.predict(features[0].numpy())
     assert adjusted_rand_score(partition, posteriors.argmax(1)) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_batch_of_fits_agrees_with_scikit_learns_one_by_one(seed):
+    """Classes of many chunks, of some blocks and of a handful, mingled, for two networks."""
+    sizes = (18_000, 700, 12)
+    num_samples = sum(sizes)
+    features, _ = _sample(2, num_samples, seed)
+    generator = torch.Generator().manual_seed(seed)
+    segments = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    segments = segments[torch.randperm(num_samples, generator=generator)]
+    means = (MEANS + 0.05).expand(2, 3, 3, 2)
+    config = MixtureConfig(tolerance=1e-5, max_iterations=30, reg_covar=5e-4)
+    unmoved = config.model_copy(update={"max_iterations": 0})
+    ours, start = (fit_mixture(features, segments, means, c) for c in (config, unmoved))
+    posteriors = mixture_posteriors(ours, features, segments)
+    for network in range(2):
+        for segment in range(3):
+            rows = segments == segment
+            mine = features[network, rows]
+            theirs = _scikit_learn(mine, _pick(start, network, segment), config)
+            assert ours.num_iterations[network, segment].item() == theirs.n_iter_
+            found = _pick(ours, network, segment)
+            np.testing.assert_allclose(found.weights[0, 0], theirs.weights_, atol=1e-8)
+            np.testing.assert_allclose(found.means[0, 0], theirs.means_, atol=1e-8)
+            np.testing.assert_allclose(found.covariances[0, 0], theirs.covariances_, atol=1e-8)
+            expected = theirs.predict_proba(mine.numpy())
+            np.testing.assert_allclose(posteriors[network, rows], expected, atol=1e-7)
+
+
+def test_posteriors_by_bayes_rule():
+    """Of densities that scipy computes, one sample at a time."""
+    features, segments, means = _case(num_samples=300)
+    mixture = fit_mixture(features, segments, means)
+    posteriors = mixture_posteriors(mixture, features, segments)
+    for network, row in [(0, 0), (0, 1), (1, 2), (1, 299)]:
+        segment = segments[row]
+        joint = [
+            weight * multivariate_normal(mean, covariance).pdf(features[network, row])
+            for weight, mean, covariance in zip(
+                mixture.weights[network, segment].tolist(),
+                mixture.means[network, segment].numpy(),
+                mixture.covariances[network, segment].numpy(),
+                strict=True,
+            )
+        ]
+        expected = torch.tensor(joint).double() / sum(joint)
+        torch.testing.assert_close(posteriors[network, row], expected, rtol=0, atol=1e-12)
 
 
 def test_each_fit_is_what_it_would_be_alone():
