@@ -124,7 +124,7 @@ def all_of(read: Callable[[Any], Any], items: Sequence[Any]) -> Callable[[], Non
 
 
 def measure_reading(folder: Path, num_images: int, rounds: int) -> dict[str, float | Goal]:
-    """Originals to (3, 384, 384) uint8 by each route."""
+    """Originals to 384 px uint8 by each route."""
     make_originals(folder / "raw", num_images)
     prepare(folder / "raw", folder / "prepared", SIZE, "disc")
     prepare(folder / "raw", folder / "prepared-larger", LARGER_SIZE, "disc")
@@ -212,7 +212,8 @@ def measure_views(folder: Path, rounds: int) -> dict[str, float | Goal]:
                 make_published(image.convert("RGB"))
 
     def ours() -> None:
-        images = torch.stack([dataset[index][1] for index in range(SSCL_BATCH)])
+        stacked = torch.stack([dataset[index][1] for index in range(SSCL_BATCH)])
+        images = stacked.permute(0, 3, 1, 2).contiguous()
         for view in (0, 1):
             views(images, ids, 0, view, "strong")
         views(images, ids, 0, 0, "weak")

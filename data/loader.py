@@ -80,7 +80,7 @@ def hold_in_memory(reader: ImageReader, num_threads: int, *, show_progress: bool
 
 
 class ImageDataset(Dataset[Any]):
-    """All images of the manifest as (sample_id, (3, S, S) uint8)."""
+    """All images of the manifest as (sample_id, (S, S, 3) uint8)."""
 
     def __init__(self, reader: ImageReader) -> None:
         self.reader = reader
@@ -90,8 +90,7 @@ class ImageDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         # A copy: readers may hand out views of an array that they keep.
-        image = np.array(self.reader.read(index).transpose(2, 0, 1), order="C")
-        return index, torch.from_numpy(image)
+        return index, torch.from_numpy(np.array(self.reader.read(index), order="C"))
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -159,6 +158,9 @@ class SampleLoader:
     def __call__(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in the given order: sample_ids (B,) int64 and images (B, 3, S, S) uint8.
 
+        Images keep the memory format of decoders, channels last: who needs another one makes it on
+        the device.
+
         Raises:
             DataError: An image cannot be read; the message names its file.
         """
@@ -166,7 +168,8 @@ class SampleLoader:
         if not self._sampler.batches:
             return
         try:
-            yield from self._loader
+            for sample_ids, images in self._loader:
+                yield sample_ids, images.permute(0, 3, 1, 2)
         except DataError as error:
             # A worker's error arrives with the traceback in front of its message.
             name = f"{DataError.__module__}.{DataError.__qualname__}: "

@@ -41,7 +41,9 @@ def flip(images: Tensor, horizontal: Tensor, vertical: Tensor) -> Tensor:
     return torch.where(vertical[:, None, None, None], images.flip(2), images)
 
 
-def sampling_matrices(rotation: Tensor, shear: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
+def sampling_matrices(
+    rotation: Tensor, shear: Tensor, zoom: Tensor, shift: Tensor, mirrored: Tensor
+) -> Tensor:
     """Affine maps from a place in the output to the place in the input that it shows.
 
     Args:
@@ -49,6 +51,7 @@ def sampling_matrices(rotation: Tensor, shear: Tensor, zoom: Tensor, shift: Tens
         shear: (B,) degrees, along the horizontal axis.
         zoom: (B,) magnification; above 1 shows less of the image, larger.
         shift: (B, 2) how far the window moves right and down, as a share of the side.
+        mirrored: (B, 2) bool; whether left and right, top and bottom are swapped before the rest.
 
     Returns:
         (B, 2, 3) in ``rotation``'s dtype, in coordinates from -1 to 1 across the image.
@@ -59,7 +62,7 @@ def sampling_matrices(rotation: Tensor, shear: Tensor, zoom: Tensor, shift: Tens
         torch.stack([cosine / zoom, (cosine * slope - sine) / zoom, 2 * shift[:, 0]], dim=1),
         torch.stack([sine / zoom, (sine * slope + cosine) / zoom, 2 * shift[:, 1]], dim=1),
     ]
-    return torch.stack(rows, dim=1)
+    return torch.stack(rows, dim=1) * torch.where(mirrored, -1.0, 1.0)[:, :, None]
 
 
 def resample(images: Tensor, matrices: Tensor) -> Tensor:
@@ -77,11 +80,12 @@ def resample(images: Tensor, matrices: Tensor) -> Tensor:
     # Pixel centres, as align_corners=False has them. affine_grid's matrix product is avoided (see
     # above).
     centres = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
-    across, down = centres[None, None, :], centres[None, :, None]
-    m = matrices.to(images.dtype)[:, :, :, None, None]
-    grid = torch.stack(
-        [m[:, i, 0] * across + m[:, i, 1] * down + m[:, i, 2] for i in (0, 1)], dim=3
-    )
+    m = matrices.to(images.dtype)[..., None]
+    grid = images.new_empty(len(images), side, side, 2)
+    for axis in (0, 1):
+        across = m[:, axis, 0] * centres
+        down = m[:, axis, 1] * centres + m[:, axis, 2]
+        torch.add(across[:, None, :], down[:, :, None], out=grid[..., axis])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -141,9 +145,10 @@ def recolour(images: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
         offsets: (B,) added to every channel.
     """
     m = matrices.to(images.dtype)[:, :, :, None, None]
-    mixed = offsets.to(images.dtype)[:, None, None, None] + m[:, :, 0] * images[:, 0:1]
+    mixed = m[:, :, 0] * images[:, 0:1]
     for channel in (1, 2):
-        mixed += m[:, :, channel] * images[:, channel : channel + 1]
+        mixed.addcmul_(m[:, :, channel], images[:, channel : channel + 1])
+    mixed += offsets.to(images.dtype)[:, None, None, None]
     return mixed.clamp_(0, 1)
 
 

@@ -175,7 +175,7 @@ class Views:
         """Make one view of each image.
 
         Args:
-            images: (B, 3, S, S) uint8, on any device.
+            images: (B, 3, S, S) uint8, on any device; contiguous ones are fastest to resample.
             sample_ids: (B,) int64, on the CPU (elsewhere they are copied back, which waits).
             epoch: Number of the epoch; each has its own views.
             view: Number of the view, from 0; views 0 and 1 of a sample differ.
@@ -198,11 +198,16 @@ class Views:
         draws = dict(zip(_DRAWS, columns.T, strict=True))
         device = images.device
 
-        mirrored = (_tensor(draws[name] < getattr(config, name)).to(device) for name in _DRAWS[:2])
-        images = flip(images, *mirrored)
-        result = images.float() / 255
+        mirrored = torch.stack(
+            [_tensor(draws[f"{axis}_flip"] < getattr(config, f"{axis}_flip"))
+             for axis in ("horizontal", "vertical")], dim=1,
+        )  # fmt: skip
         if config.resamples:
-            result = resample(result, _geometry(config, draws).to(device))
+            images = images.contiguous()
+            result = resample(images.float(), _geometry(config, draws, mirrored).to(device))
+        else:
+            result = flip(images, *mirrored.to(device).unbind(1)).float()
+        result /= 255
         if config.recolours:
             matrices, offsets = _colours(config, draws)
             result = recolour(result, matrices.to(device), offsets.to(device) * mean_luma(images))
@@ -231,8 +236,10 @@ def _around(draws: NDArray[np.float64], reach: float) -> Tensor:
     return _tensor((2 * draws - 1) * reach)
 
 
-def _geometry(config: ViewConfig, draws: dict[str, NDArray[np.float64]]) -> Tensor:
-    """Sampling matrices (B, 2, 3) float32 of rotation, shear, scale, shift and crop together."""
+def _geometry(
+    config: ViewConfig, draws: dict[str, NDArray[np.float64]], mirrored: Tensor
+) -> Tensor:
+    """Sampling matrices (B, 2, 3) float32 of flips, rotation, shear, scale, shift and crop."""
     low, high = config.scale
     scale = low + (high - low) * draws["scale"]
     side = np.sqrt(config.crop + (1 - config.crop) * draws["crop"])
@@ -250,6 +257,7 @@ def _geometry(config: ViewConfig, draws: dict[str, NDArray[np.float64]]) -> Tens
         _around(draws["shear"], config.shear),
         _tensor(scale / side),
         shift,
+        mirrored,
     ).float()
 
 

@@ -192,7 +192,8 @@ class Trainer:
         loaded = progress_bar(task.loader(mine), num_images, f"epoch {epoch + 1}, training")
         waited = self.throughput.time_waits(loaded)
         for numbers, (sample_ids, images) in zip(repeats, waited, strict=True):
-            images = images.to(self.accelerator.device, non_blocking=True)
+            # Views sample each channel by itself.
+            images = images.to(self.accelerator.device, non_blocking=True).contiguous()
             yield (
                 sample_ids,
                 {

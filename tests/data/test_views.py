@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from data.transforms import (
     blur,
     colour_matrices,
+    flip,
     mean_luma,
     recolour,
     resample,
@@ -62,6 +63,12 @@ def smooth_images(num, side=32, seed=0):
 
 def column(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def geometry(rotation=0, shear=0, zoom=1, shift=(0, 0), mirrored=(False, False)):
+    """The sampling matrix (1, 2, 3) float32 of one image."""
+    values = (column(rotation), column(shear), column(zoom), column(shift))
+    return sampling_matrices(*values, torch.tensor([mirrored])).float()
 
 
 def test_plain_is_the_normalised_image():
@@ -139,9 +146,8 @@ def test_geometry_matches_torchvision(rotation, zoom, shift):
     images = smooth_images(2)
     # torchvision moves the content, in pixels; ours moves the window over it, in shares of the
     # side.
-    window = torch.tensor([[-shift[0] / 32, -shift[1] / 32]], dtype=torch.float64)
-    matrices = sampling_matrices(column(rotation), column(0), column(zoom), window)
-    got = resample(images, matrices.float().expand(2, -1, -1))
+    matrices = geometry(rotation, 0, zoom, (-shift[0] / 32, -shift[1] / 32))
+    got = resample(images, matrices.expand(2, -1, -1))
     expected = tv.affine(
         images, -rotation, list(shift), zoom, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR
     )
@@ -155,27 +161,32 @@ def test_geometry_matches_torchvision(rotation, zoom, shift):
 
 def test_quarter_turn_and_shear_by_hand():
     images = smooth_images(1)
-    turn = sampling_matrices(column(90), column(0), column(1), torch.zeros(1, 2).double())
     torch.testing.assert_close(
-        resample(images, turn.float()), torch.rot90(images, 1, (2, 3)), atol=2e-6, rtol=0
+        resample(images, geometry(rotation=90)), torch.rot90(images, 1, (2, 3)), atol=2e-6, rtol=0
     )
     # A shear of 45 degrees reads row r (centre y) at x + y: each row moves by its distance to the
     # centre.
     side = images.shape[-1]
-    shear = sampling_matrices(column(0), column(45), column(1), torch.zeros(1, 2).double())
-    got = resample(images, shear.float())[0, :, side // 2 + 2, : side - 3]
+    got = resample(images, geometry(shear=45))[0, :, side // 2 + 2, : side - 3]
     row = images[0, :, side // 2 + 2]
     expected = (row[:, 2 : side - 1] + row[:, 3:side]) / 2
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("mirrored", [(True, False), (False, True), (True, True)])
+def test_an_image_is_mirrored_before_it_is_moved(mirrored):
+    images, moved = smooth_images(1), {"rotation": 20, "shear": 10, "zoom": 1.2, "shift": (0.1, 0)}
+    flipped = flip(images, *torch.tensor([mirrored]).unbind(1))
+    expected = resample(flipped, geometry(**moved))
+    got = resample(images, geometry(**moved, mirrored=mirrored))
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+    assert (expected - resample(images, geometry(**moved))).abs().max() > 0.01
+
+
 def test_outside_the_image_its_edge_is_repeated():
     image = torch.zeros(1, 3, 8, 8)
     image[:, :, :, 0] = 1
-    far_left = sampling_matrices(
-        column(0), column(0), column(1), torch.tensor([[-1.0, 0.0]]).double()
-    )
-    assert torch.equal(resample(image, far_left.float()), torch.ones(1, 3, 8, 8))
+    assert torch.equal(resample(image, geometry(shift=(-1, 0))), torch.ones(1, 3, 8, 8))
 
 
 def recoloured(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
