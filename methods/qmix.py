@@ -80,8 +80,14 @@ class QMixConfig(BaseModel):
         description="Decay a step of the averaged networks that label, separate and predict; "
         "0 = the networks themselves.",
     )  # fmt: skip
+    statistics: Literal["survey", "steps"] = Field(
+        "survey",
+        description="Where loss and uncertainty come from: survey = a pass over all training "
+        "images before each separation; steps = one before the first, then what labelled the weak "
+        "views in the steps of the epoch before, which saves two passes of each image.",
+    )
     statistics_momentum: float = Field(
-        0.6, ge=0, lt=1, description="Share of the old loss and uncertainty kept at each survey."
+        0.6, ge=0, lt=1, description="Share of the old loss and uncertainty kept at each new one."
     )
     pooling: float = Field(
         0.5, ge=0, le=1,
@@ -114,12 +120,11 @@ class QMix(Pair):
         return views
 
     def forwards_per_image(self, epoch: int) -> dict[str, int]:
-        """2 with gradient; after warm-up 2 M without, and 2 in the survey."""
-        separated = epoch >= self.config.warmup_epochs
+        """2 with gradient; after warm-up 2 M without, and 2 in each survey."""
         return {
             "with_gradient": NUM_NETWORKS,
-            "without": NUM_NETWORKS * self.config.num_weak_views * separated,
-            "survey": NUM_NETWORKS * separated,
+            "without": NUM_NETWORKS * self.config.num_weak_views * self.separates(epoch),
+            "survey": NUM_NETWORKS * self.needs_survey(epoch),
         }
 
     # -- separation ------------------------------------------------------------------------------
@@ -128,20 +133,34 @@ class QMix(Pair):
         """Loss, uncertainty, posterior and group of each sample, per network that judged it."""
         pair, nan = (NUM_NETWORKS,), float("nan")
         return {
-            "loss": Column(pair, torch.float32, nan, "-log p[y], averaged over surveys"),
-            "uncertainty": Column(pair, torch.float32, nan, "entropy of p, averaged over surveys"),
-            "predicted": Column(pair, torch.int16, -1, "class of the largest p in the last survey"),
+            "loss": Column(pair, torch.float32, nan, "-log p[y], averaged over epochs"),
+            "uncertainty": Column(pair, torch.float32, nan, "entropy of p, averaged over epochs"),
+            "predicted": Column(pair, torch.int16, -1, "class of the largest p, the last time"),
             "posterior": Column((*pair, 3), torch.float32, 0.0, "w of Correct, Mis-H, Mis-L"),
             "group": Column(pair, torch.uint8, CORRECT, "0 Correct, 1 Mis-H, 2 Mis-L"),
         }
 
-    def needs_survey(self, epoch: int) -> bool:
+    def separates(self, epoch: int) -> bool:
         """Before each epoch after warm-up."""
         return epoch >= self.config.warmup_epochs
 
+    def needs_survey(self, epoch: int) -> bool:
+        """Before each separation, or before the first alone."""
+        first = self.config.warmup_epochs
+        return epoch == first if self.config.statistics == "steps" else epoch >= first
+
     def observe(self, ledger: Ledger, sample_ids: Tensor, probabilities: Tensor) -> None:
-        """Note each network's loss and uncertainty, averaged with those of earlier surveys."""
+        """Note what a survey tells."""
         rows = ledger.rows(sample_ids, probabilities.device)
+        ledger.write(sample_ids, order=0, **self._statistics(rows, probabilities))
+
+    def _statistics(self, rows: Mapping[str, Tensor], probabilities: Tensor) -> dict[str, Tensor]:
+        """Ledger rows of each network's loss and uncertainty, averaged with the earlier ones.
+
+        Args:
+            rows: The samples' rows before.
+            probabilities: (2, B, C) float32 of the networks.
+        """
         index = rows["label"].view(1, -1, 1).expand(NUM_NETWORKS, -1, 1)
         tiny = torch.finfo(torch.float32).tiny
         loss = -probabilities.gather(2, index).squeeze(2).clamp_min(tiny).log().T
@@ -150,7 +169,7 @@ class QMix(Pair):
         for name, value in new.items():
             old = rows[name]
             new[name] = torch.where(old.isnan(), value, keep * old + (1 - keep) * value)
-        ledger.write(sample_ids, order=0, **new, predicted=probabilities.argmax(2).T)
+        return new | {"predicted": probabilities.argmax(2).T}
 
     def separate(self, ledger: Ledger, epoch: int) -> None:
         """Divide the training samples of each class into the three groups, for each network."""
@@ -198,6 +217,8 @@ class QMix(Pair):
         labelled = None if warm_up else self.label(weak)
         if labelled is not None:
             batch.note_probabilities(*labelled)
+            if self.config.statistics == "steps":
+                batch.updates.update(self._statistics(batch.rows, labelled))
         terms: dict[str, Term] = {}
         for index, network in self.pairs():
             output = network(batch.views["strong"])

@@ -1,10 +1,12 @@
-"""What tests of many processes train: the tiny setting of each method, and one of a sampler."""
+"""What tests of many processes train: the tiny setting of each method, and what else matters."""
 
 from method_settings import METHOD_SETTINGS, write_config
 
 CASES = {method: (method, {}) for method in METHOD_SETTINGS} | {
     # Samples come up several times an epoch, and so do their rows of the ledger.
     "class_balanced": ("elr", {"data": {"sampler": "class_balanced"}}),
+    # The separation reads what steps have written.
+    "qmix_steps": ("qmix", {"method": {"statistics": "steps"}}),
 }
 
 

@@ -72,6 +72,13 @@ def test_phases_ask_for_what_they_need():
     assert len(weak) == 3
 
 
+def test_with_statistics_of_steps_one_survey_is_enough():
+    method, _ = make_qmix(statistics="steps")
+    assert [method.needs_survey(epoch) for epoch in range(5)] == [False, False, True, False, False]
+    assert [method.separates(epoch) for epoch in range(5)] == [False, False, True, True, True]
+    assert method.forwards_per_image(3) == {"with_gradient": 2, "without": 4, "survey": 0}
+
+
 # -- supervised terms ------------------------------------------------------------------------------
 
 GROUPS_OF_BATCH = [CORRECT, MIS_H, MIS_L, CORRECT, MIS_H, CORRECT, MIS_L, MIS_L]
@@ -229,6 +236,21 @@ def test_statistics_of_surveys_are_averaged_by_hand():
     )
     others = torch.tensor([i for i in range(len(LABELS)) if i not in (3, 4)])
     assert ledger["loss"][others].isnan().all()
+
+
+def test_a_step_notes_what_a_survey_would_of_the_weak_views_labels():
+    method, ledger = make_qmix(statistics="steps")
+    batch = make_batch(method, ledger, TRAIN)
+    method(batch)
+    by_step = {name: batch.updates[name] for name in ("loss", "uncertainty", "predicted")}
+    method.observe(ledger, batch.sample_ids, mean_labels(method, batch))
+    ledger.synchronise()
+    for name, values in by_step.items():
+        torch.testing.assert_close(ledger[name][batch.sample_ids], values, check_dtype=False)
+    surveying, ledger = make_qmix()
+    batch = make_batch(surveying, ledger, TRAIN)
+    surveying(batch)
+    assert batch.updates == {}
 
 
 def test_a_probability_of_zero_is_a_finite_loss():
