@@ -1,6 +1,6 @@
 """Trainers of the published settings on drawn images, and the parts of their steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,8 +29,21 @@ SETTINGS = {
 EPOCH = 1
 
 
-def build(name: str, num_steps: int, settings: Sequence[str]) -> Trainer:
-    """A trainer at the start of its second epoch, of so many steps."""
+def build(
+    name: str,
+    num_steps: int,
+    settings: Sequence[str],
+    draw: Callable[[int], Sequence[str]] | None = None,
+) -> Trainer:
+    """A trainer at the start of its second epoch, of so many steps.
+
+    Args:
+        name: A method of ``SETTINGS``.
+        num_steps: Steps of an epoch.
+        settings: ``section.key=value``, winning over the published ones.
+        draw: Makes a data set of so many training images and returns the settings that name it;
+            None = images drawn into memory.
+    """
     file, past_warmup = SETTINGS[name]
     drawn = [
         "data.source=synthetic", "data.root=null", "data.cache=memory", "data.num_workers=0",
@@ -39,8 +52,9 @@ def build(name: str, num_steps: int, settings: Sequence[str]) -> Trainer:
     path = ROOT / "configs" / file
     overrides = [*drawn, *past_warmup, *settings]
     batch_size = load_config(Config, path, overrides).optim.batch_size
-    images = f"data.synthetic={{num_train: {batch_size * num_steps}, num_test: 2}}"
-    config = load_config(Config, path, [*overrides, images])
+    num_images = batch_size * num_steps
+    images = [f"data.synthetic={{num_train: {num_images}, num_test: 2}}"]
+    config = load_config(Config, path, [*overrides, *(draw(num_images) if draw else images)])
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, data = start_processes(config.runtime), load_noisy_data(config)
     task = build_task(config, data, pin_memory=accelerator.device.type == "cuda")
