@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
@@ -85,9 +84,7 @@ def first_batch(trainer: Trainer) -> tuple[Tensor, Tensor]:
 def make_views(trainer: Trainer, ids: Tensor, images: Tensor) -> dict[str, Tensor]:
     """All views of a batch that a step of the method needs."""
     return {
-        name: trainer.task.views(images, ids, EPOCH, view.number, view.kind).contiguous(
-            memory_format=torch.channels_last
-        )
+        name: trainer.task.views(images, ids, EPOCH, view.number, view.kind)
         for name, view in trainer.method.views(EPOCH).items()
     }
 

@@ -71,7 +71,6 @@ class Predictor:
         for sample_ids, images in loaded:
             images = images.to(self.accelerator.device, non_blocking=True)
             plain = self.task.views(images, sample_ids, 0, 0, View("plain").kind)
-            plain = plain.contiguous(memory_format=torch.channels_last)
             yield sample_ids, self.method(plain)
             self.at_boundary()
         most = len(whole_batches(ids, self.batch_size, 0, num_ranks))

@@ -28,6 +28,7 @@ class ViewMaker(Protocol):
     ) -> Tensor:
         """(B, 3, S, S) uint8 on the device and (B,) int64 on the CPU -> (B, 3, S, S) float32.
 
+        The result is channels last, the memory format in which convolutions are fastest.
         ``repeats`` (B,) says how often each sample has come up in the epoch before.
         """
         ...

@@ -197,9 +197,7 @@ class Trainer:
             yield (
                 sample_ids,
                 {
-                    name: task.views(
-                        images, sample_ids, epoch, view.number, view.kind, numbers
-                    ).contiguous(memory_format=torch.channels_last)
+                    name: task.views(images, sample_ids, epoch, view.number, view.kind, numbers)
                     for name, view in views.items()
                 },
             )

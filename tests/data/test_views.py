@@ -89,13 +89,16 @@ def test_each_view_is_independent_of_its_batch(side):
             assert torch.equal(views(images[rows], ids[rows], 2, 1, kind), whole[rows]), kind
 
 
-def test_default_views_are_independent_of_their_batch():
+def test_default_views_are_independent_of_their_batch(monkeypatch):
     images, ids = random_images(16, 64), torch.arange(16)
     views = Views(ViewsConfig(), seed=4)
+    monkeypatch.setattr("data.views._CACHED_VALUES", 7 * images[0].numel())
     for kind in ("weak", "strong"):
         whole = views(images, ids, 2, 1, kind)
         parts = [views(images[i : i + 5], ids[i : i + 5], 2, 1, kind) for i in range(0, 16, 5)]
         assert torch.equal(torch.cat(parts), whole)
+        assert whole.is_contiguous(memory_format=torch.channels_last)
+        assert views(images[:0], ids[:0], 2, 1, kind).shape == (0, 3, 64, 64)
 
 
 def test_every_part_of_the_key_changes_the_view():
