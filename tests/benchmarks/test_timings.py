@@ -4,6 +4,7 @@ import json
 
 import epoch
 import overhead
+import profile_epoch
 import pytest
 import scaling
 from timing import Goal, interleaved, median_ratio, print_figures
@@ -55,3 +56,27 @@ def test_scaling_starts_one_process_and_two(capsys):
     small = ["data.synthetic={num_train: 32, num_test: 4}", "model.width=4"]
     assert scaling.main(["--rounds", "1", *settings([*TINY, *small])]) == 0
     assert last_line(capsys)["two_processes_over_one"]["is"] > 0
+
+
+def test_a_part_within_another_one_is_not_counted_twice(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 40.0, 45.0, 63.0])
+    monkeypatch.setattr(profile_epoch.time, "perf_counter", lambda: next(clock))
+    watches = profile_epoch.Watches()
+    with watches.watch("outer"):  # from 1 to 63
+        with watches.watch("inner"):  # from 3 to 7
+            pass
+        # From 15 to 31, and from 40 to 45 to find that there is no other.
+        assert list(watches.each("items", iter("a"))) == ["a"]
+    assert watches.seconds == {"outer": 62 - 4 - 21, "inner": 4, "items": 21}
+
+
+@pytest.mark.slow
+def test_a_profile_accounts_for_the_whole_epoch(capsys, fresh_processes):
+    arguments = ["--methods", "qmix", "--steps", "2", "--side", "48", *settings(TINY)]
+    assert profile_epoch.main(arguments) == 0
+    shares = last_line(capsys)["qmix"]
+    assert shares.pop("seconds") > 0
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-2)
+    parts = {"read and decode", "views", "backward", "separation", "checkpoint", "other"}
+    passes = {"with gradient", "without gradient", "in eval mode"}
+    assert shares.keys() >= parts | {f"forward {kind}" for kind in passes}
