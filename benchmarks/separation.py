@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from engine import collectives
 from engine.history import ledger_columns
 from engine.ledger import Ledger
-from engine.runtime import RuntimeConfig, start_processes
+from engine.runtime import RuntimeConfig, end_process, start_processes
 from methods.method import Problem
 from methods.networks import Network
 from methods.qmix import QMix, QMixConfig
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         collectives.on_main(lambda: print(json.dumps(found), flush=True))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        return 0
+        end_process(0)
     ratio = compare_with_scikit_learn(options.samples, options.rounds)
     rounds = [[run_workers(n, options.large) for n in (1, 2)] for _ in range(options.rounds)]
 

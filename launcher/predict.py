@@ -28,6 +28,7 @@ from engine.record import write_text
 from engine.runtime import (
     LostProcessError,
     RuntimeConfig,
+    end_process,
     first_line,
     is_lost_process,
     read_environment,
@@ -257,4 +258,4 @@ def _summary(path: Path, model: TrainedModel, images: UnlabelledImages, found: P
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -19,6 +19,7 @@ from engine.plan import num_steps, per_rank_batch_size
 from engine.progress import PhaseFormatter
 from engine.runtime import (
     LostProcessError,
+    end_process,
     read_environment,
     start_processes,
 )
@@ -132,4 +133,4 @@ def _require_no_run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

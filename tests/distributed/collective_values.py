@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine import collectives
 from engine.ledger import Column, Ledger, LedgerError
-from engine.runtime import RuntimeConfig, start_processes
+from engine.runtime import RuntimeConfig, end_process, start_processes
 from engine.terms import NonFiniteLossError, TermMeans, global_loss
 from methods.method import Term
 
@@ -207,3 +207,4 @@ if __name__ == "__main__":
     torch.save(found, Path(sys.argv[1]) / f"rank-{collectives.rank()}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    end_process(0)

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 from many_runs import run_each
 
+from engine.runtime import end_process
 from engine.stepper import Stepper
 
 
@@ -16,4 +17,4 @@ def prepare_with_default_clipping(stepper, accelerator, module, config):
 if __name__ == "__main__":
     prepare = Stepper.__init__
     with patch.object(Stepper, "__init__", prepare_with_default_clipping):
-        sys.exit(run_each(sys.argv[1:]))
+        end_process(run_each(sys.argv[1:]))

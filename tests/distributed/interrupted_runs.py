@@ -8,6 +8,7 @@ import record_run
 from many_runs import run_each
 
 from engine import collectives
+from engine.runtime import end_process
 from engine.trainer import Trainer
 
 if __name__ == "__main__":
@@ -20,4 +21,4 @@ if __name__ == "__main__":
 
     Trainer._step = step_with_signal
     record_run.in_double()
-    sys.exit(run_each(sys.argv[1:], record_run.note_in))
+    end_process(run_each(sys.argv[1:], record_run.note_in))

@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from engine.interrupts import EXIT_INTERRUPTED
+from engine.runtime import end_process
 from launcher.run import main
 
 
@@ -32,4 +33,4 @@ def run_each(folders, start=lambda folder: None):
 
 
 if __name__ == "__main__":
-    sys.exit(run_each(sys.argv[1:]))
+    end_process(run_each(sys.argv[1:]))

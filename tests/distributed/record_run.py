@@ -20,6 +20,7 @@ from many_runs import run_each
 from torch import Tensor
 
 from engine import collectives
+from engine.runtime import end_process
 from engine.trainer import Trainer
 from methods.method import Method
 
@@ -83,4 +84,4 @@ def run():
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    end_process(run())

@@ -10,7 +10,7 @@ import torch
 
 from engine import collectives
 from engine.ledger import Column, Ledger
-from engine.runtime import RuntimeConfig, start_processes
+from engine.runtime import RuntimeConfig, end_process, start_processes
 from methods.qmix import relative_to_class
 from methods.separation import (
     SeparationConfig,
@@ -109,6 +109,7 @@ def main():
     torch.save(found, Path(sys.argv[1]) / f"rank-{collectives.rank()}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    end_process(0)
 
 
 if __name__ == "__main__":

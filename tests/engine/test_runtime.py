@@ -1,7 +1,12 @@
 """How the processes were started, and what is refused before they join."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from accelerate.utils import DistributedType
+from processes import ROOT
 from pydantic import ValidationError
 
 from engine.config import ConfigError
@@ -83,3 +88,29 @@ def test_deepspeed_absent_names_the_extra(environment, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'mednoise\[deepspeed\]'"):
         start_processes(RuntimeConfig(zero_stage=1, **CPU))
+
+
+ENDING = """
+import atexit
+from engine.runtime import end_process
+
+class Torn:
+    def __del__(self):
+        print("torn down")
+
+left = Torn()
+atexit.register(lambda: print("said at exit"))
+print("not yet written", end=" ")
+end_process(5)
+"""
+
+
+@pytest.mark.parametrize(("world_size", "is_torn_down"), [("1", True), ("2", False)])
+def test_several_processes_end_without_tearing_python_down(world_size, is_torn_down):
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDING], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"WORLD_SIZE": world_size},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (5, "")
+    assert "not yet written said at exit" in ended.stdout
+    assert ("torn down" in ended.stdout) == is_torn_down
