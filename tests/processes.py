@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,3 +33,10 @@ def launch(script: Path, arguments: list[str], num_processes: int, cwd: Path, co
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )
+
+
+def collect(script: Path, folder: Path, num_processes: int):
+    """What each process of a script has saved in the folder that it is given, in rank order."""
+    result = launch(script, [str(folder)], num_processes, folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(num_processes)]

@@ -4,27 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import launch
+from processes import collect
 
 SCRIPT = Path(__file__).with_name("collective_values.py")
 NUM_ROWS = 12
 
 
-def collect(folder, num_processes):
-    """What each process found, in rank order."""
-    result = launch(SCRIPT, [str(folder)], num_processes, folder)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(num_processes)]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return collect(tmp_path_factory.mktemp("alone"), 1)[0]
+    return collect(SCRIPT, tmp_path_factory.mktemp("alone"), 1)[0]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request, tmp_path_factory):
-    return collect(tmp_path_factory.mktemp("ranks"), request.param)
+    return collect(SCRIPT, tmp_path_factory.mktemp("ranks"), request.param)
 
 
 def table():

@@ -4,27 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import launch
+from processes import collect
 
 SCRIPT = Path(__file__).with_name("separation_values.py")
 # Sums of some hundred terms of order one, in another order.
 ROUNDING = 1e-11
 
 
-def collect(folder, num_processes):
-    result = launch(SCRIPT, [str(folder)], num_processes, folder)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(num_processes)]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return collect(tmp_path_factory.mktemp("alone"), 1)[0]
+    return collect(SCRIPT, tmp_path_factory.mktemp("alone"), 1)[0]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
-    return collect(tmp_path_factory.mktemp("ranks"), request.param)
+    return collect(SCRIPT, tmp_path_factory.mktemp("ranks"), request.param)
 
 
 def test_each_process_took_its_share(alone, ranks):
