@@ -34,6 +34,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _STATE, _METHOD = "state.json", "method.safetensors"
+# Counted up when a file's contents come to mean something else.
+_FORMAT = 1
 
 
 Loaded = TypeVar("Loaded")
@@ -41,6 +43,10 @@ Loaded = TypeVar("Loaded")
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says which and why."""
+
+
+class OtherFormatError(CheckpointError):
+    """A checkpoint is of another version of this software; it is whole, so it is never skipped."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,9 @@ class Checkpoints:
 
         Returns:
             The snapshot, its tensors on the CPU; None where there is none.
+
+        Raises:
+            OtherFormatError: It was written by another version of this software.
         """
         return self._newest(load)
 
@@ -162,6 +171,8 @@ class Checkpoints:
         for folder in self._newest_first():
             try:
                 return read(folder)
+            except OtherFormatError:
+                raise
             except CheckpointError as error:
                 logger.warning("skipping a checkpoint: %s", error)
         return None
@@ -191,7 +202,7 @@ def load(folder: Path) -> Snapshot:
         config=state["config"],
         versions=state["versions"],
         wandb_id=state["wandb_id"],
-        facts=state.get("facts", {}),
+        facts=state["facts"],
     )
 
 
@@ -215,7 +226,7 @@ def load_weights(folder: Path) -> TrainedWeights:
         method=safetensors.torch.load_file(folder / _METHOD),
         config=state["config"],
         versions=state["versions"],
-        facts=state.get("facts", {}),
+        facts=state["facts"],
     )
 
 
@@ -226,6 +237,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: {_STATE} cannot be read ({error})") from error
     if not isinstance(state, dict) or _METHOD not in state.get("sha256", {}):
         raise CheckpointError(f"{folder}: {_STATE} is not that of a checkpoint of a run")
+    if state.get("format") != _FORMAT:
+        raise OtherFormatError(
+            f"{folder}: written in format {state.get('format', 'without a number')} by another "
+            f"version of mednoise; this one reads format {_FORMAT}"
+        )
     return state
 
 
@@ -242,6 +258,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
     files = sorted(folder.iterdir())
     state = {
+        "format": _FORMAT,
         "epochs_done": snapshot.epochs_done,
         "steps_done": snapshot.steps_done,
         "metrics": dict(snapshot.metrics),

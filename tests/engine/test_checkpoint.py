@@ -102,6 +102,19 @@ def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):
     assert Checkpoints(tmp_path / "none", keep=1).latest() is None
 
 
+@pytest.mark.parametrize("number", [None, 0, 2])
+def test_a_checkpoint_of_another_version_is_refused_and_never_skipped(tmp_path, number):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make(1))
+    path = checkpoints.save(make(2)) / "state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("format") == 1
+    path.write_text(json.dumps(state | ({} if number is None else {"format": number})))
+    for read in (checkpoints.latest, checkpoints.latest_weights):
+        with pytest.raises(CheckpointError, match=r"epoch-0002: .* reads format 1$"):
+            read()
+
+
 @pytest.mark.parametrize("damage", ["method.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("how", ["truncated", "missing"])
 def test_a_torn_checkpoint_is_skipped_and_said_so(tmp_path, caplog, damage, how):
