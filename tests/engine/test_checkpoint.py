@@ -64,14 +64,6 @@ def test_torn_weights_are_skipped_and_said_so(tmp_path, caplog):
     assert Checkpoints(tmp_path / "none", keep=1).latest_weights() is None
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_facts(tmp_path):
-    path = Checkpoints(tmp_path, keep=2).save(make(3)) / "state.json"
-    state = json.loads(path.read_text())
-    del state["facts"]
-    path.write_text(json.dumps(state))
-    assert load(path.parent).facts == load_weights(path.parent).facts == {}
-
-
 def test_a_checkpoint_in_the_midst_of_an_epoch_comes_after_that_of_its_start(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for epochs_done, steps_done in ((2, 0), (2, 9), (2, 10)):
