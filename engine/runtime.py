@@ -6,6 +6,7 @@ import logging
 import netrc
 import os
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
@@ -172,6 +173,8 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     ]
+    # accelerate has no other word for it yet.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # A backend that is named makes accelerate expect a process group, so a lone process names none.
     if environment.world_size > 1:
         timeout = timedelta(seconds=config.timeout_seconds)
