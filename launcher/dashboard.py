@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from engine.runtime import wandb_mode
+from launcher import EXIT_USER_ERROR
 
 __all__ = ["FIGURES", "SECTIONS", "SUSPECTS", "Chart", "build_workspace", "main"]
-
-EXIT_USER_ERROR = 2
 
 
 class Chart(NamedTuple):

@@ -17,9 +17,10 @@ import safetensors.torch
 
 from engine.config import ConfigError, fingerprint
 from engine.record import write_text
+from launcher import EXIT_USER_ERROR
+from launcher.ends import USER_ERRORS
 from launcher.model_card import write_card
 from launcher.onnx_file import ExportError, require_onnx, write_onnx
-from launcher.run import EXIT_USER_ERROR, USER_ERRORS
 from launcher.trained import TrainedModel, load_trained
 from methods.deployed import Deployed
 

@@ -20,7 +20,6 @@ from data.turns import Turn, known_turns
 from data.unlabelled import UnlabelledImages, list_images, load_batches
 from data.views import Views
 from engine import collectives
-from engine.collectives import MainProcessError
 from engine.config import ConfigError
 from engine.inference import Predictions, predict
 from engine.plan import whole_batches
@@ -34,7 +33,7 @@ from engine.runtime import (
     read_environment,
     start_processes,
 )
-from launcher.run import EXIT_LOST_PROCESS, EXIT_USER_ERROR, USER_ERRORS
+from launcher.ends import carry_out
 from launcher.trained import TrainedModel, load_trained
 
 __all__ = ["main"]
@@ -94,20 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.WARNING if rank == 0 else logging.ERROR, format="warning: %(message)s"
     )
-    code = 0
-    try:
-        code = run(options)
-    except USER_ERRORS as error:
-        # Every process meets the same error and one of them says it.
-        if rank == 0 or (isinstance(error, OSError) and not isinstance(error, MainProcessError)):
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except LostProcessError as error:
-        print(f"error: [rank {rank}] {error}", file=sys.stderr)
-        return EXIT_LOST_PROCESS
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return code
+    return carry_out(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

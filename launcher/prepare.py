@@ -25,11 +25,11 @@ from data.prepared.layout import DUPLICATES, REFUSED
 from data.prepared.looks import MAX_DIFFERENT, NUM_BITS
 from engine.config import ConfigError, load_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
+from launcher import EXIT_USER_ERROR
 from launcher.settings import Config
 
 __all__ = ["main"]
 
-EXIT_USER_ERROR = 2
 DEFAULT_SIZE = 512
 RETINA = ("eyepacs", "ddr", "aptos2019", "deepdrid")
 

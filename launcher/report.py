@@ -15,11 +15,10 @@ from engine.reports.comparison import OCCASIONS, compare
 from engine.reports.comparison_page import write_comparison
 from engine.reports.run_folder import RunFolder, find_runs, read_run
 from engine.reports.run_page import write_report
+from launcher import EXIT_USER_ERROR
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 
 __all__ = ["main"]
-
-EXIT_USER_ERROR = 2
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

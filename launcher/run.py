@@ -6,43 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from data.errors import DataError
 from data.manifest import TRAIN
 from data.sources import check_images, settle
-from engine.checkpoint import CheckpointError
-from engine.collectives import MainProcessError
 from engine.config import ConfigError, load_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.plan import num_steps, per_rank_batch_size
 from engine.progress import PhaseFormatter
-from engine.runtime import (
-    LostProcessError,
-    end_process,
-    read_environment,
-    start_processes,
-)
-from engine.terms import NonFiniteLossError
+from engine.runtime import end_process, read_environment, start_processes
 from launcher.assemble import build_method, load_noisy_data, run_facts
+from launcher.ends import carry_out
 from launcher.settings import Config
 from launcher.show import describe_audit, describe_plan, describe_result
 from launcher.training import train
-from methods.method import MethodError
-from methods.separation import SeparationError
-from methods.weights import ModelError
 
 __all__ = ["main"]
 
 logger = logging.getLogger("mednoise")
-
-# What a user can mend is shown as its message alone; anything else keeps its traceback.
-USER_ERRORS = (
-    ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, MethodError,
-    SeparationError, OSError,
-)  # fmt: skip
-EXIT_USER_ERROR = 2
-EXIT_LOST_PROCESS = 3
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -74,29 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter, handler = PhaseFormatter(rank), logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler])
-    interrupts, code = Interrupts(), 0
-    try:
-        with interrupts.listening():
-            run(options, interrupts, formatter)
-    except USER_ERRORS as error:
-        # Every process meets the same error and one of them says it, unless a file may have failed
-        # one of them alone.
-        own = isinstance(error, DataError | OSError) and not isinstance(error, MainProcessError)
-        if rank == 0 or own:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except LostProcessError as error:
-        # The one that has gone cannot say it.
-        print(f"error: [rank {rank}] {error}", file=sys.stderr)
-        return EXIT_LOST_PROCESS
-    except RunInterruptedError as request:
-        if rank == 0:
-            print(request, file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    # Here all ranks are still there; one that leaves the others without a word may make them abort.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return code
+    interrupts = Interrupts()
+
+    def work() -> int:
+        try:
+            with interrupts.listening():
+                run(options, interrupts, formatter)
+        except RunInterruptedError as request:
+            if rank == 0:
+                print(request, file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return 0
+
+    return carry_out(work, met_alone=(DataError, OSError))
 
 
 def run(options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFormatter) -> None:

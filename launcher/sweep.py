@@ -24,9 +24,9 @@ from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
 from engine.record import Record, write_text
 from engine.reports.tables import Table
-from engine.runtime import read_environment
+from engine.runtime import end_process, read_environment
 from engine.strict_yaml import parse_yaml
-from launcher import run as launcher
+from launcher import EXIT_USER_ERROR, run
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config, MethodConfig
 
 __all__ = ["Cell", "State", "Sweep", "cells_of", "main", "state_of"]
@@ -218,7 +218,7 @@ def run_cell(cell: Cell, settings: Sequence[str], job: str | None) -> int:
 
     note(RUNNING)
     try:
-        code = launcher.main(
+        code = run.main(
             ["--config", str(cell.sweep.base), "--resume", "auto", *cell.overrides(settings)]
         )
     except Exception:
@@ -308,9 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         if read_environment().rank == 0 or isinstance(error, OSError):
             print(f"error: {error}", file=sys.stderr)
-        return launcher.EXIT_USER_ERROR
+        return EXIT_USER_ERROR
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -48,7 +48,7 @@ def launched(monkeypatch):
         calls.append(arguments)
         return codes.pop(0)
 
-    monkeypatch.setattr(module.launcher, "main", run)
+    monkeypatch.setattr(module.run, "main", run)
     monkeypatch.setattr(module, "queued_jobs", lambda: None)
     return calls, codes
 

@@ -1,0 +1,56 @@
+"""How commands end: an error in one line, and exit codes that scripts can tell apart."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from data.errors import DataError
+from engine.checkpoint import CheckpointError
+from engine.collectives import MainProcessError
+from engine.config import ConfigError
+from engine.runtime import LostProcessError, read_environment
+from engine.terms import NonFiniteLossError
+from launcher import EXIT_USER_ERROR
+from methods.method import MethodError
+from methods.separation import SeparationError
+from methods.weights import ModelError
+
+__all__ = ["EXIT_LOST_PROCESS", "USER_ERRORS", "carry_out"]
+
+# What a user can mend is shown as its message alone; anything else keeps its traceback.
+USER_ERRORS = (
+    ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, MethodError,
+    SeparationError, OSError,
+)  # fmt: skip
+EXIT_LOST_PROCESS = 3
+
+
+def carry_out(work: Callable[[], int], met_alone: tuple[type[Exception], ...] = (OSError,)) -> int:
+    """Do what a command is for, in one of the processes that do it together.
+
+    Args:
+        work: Does it; returns the exit code, with which all processes are still there.
+        met_alone: Errors that one process may meet and the others not, such as those of files.
+
+    Returns:
+        The exit code: the work's, 2 for what the user can mend, 3 for another process that has
+        gone. Errors have been said.
+    """
+    rank = read_environment().rank
+    try:
+        code = work()
+    except USER_ERRORS as error:
+        # Else every process meets the same error, and one of them says it.
+        is_own = isinstance(error, met_alone) and not isinstance(error, MainProcessError)
+        if rank == 0 or is_own:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except LostProcessError as error:
+        # The one that has gone cannot say it.
+        print(f"error: [rank {rank}] {error}", file=sys.stderr)
+        return EXIT_LOST_PROCESS
+    # One that left the others without a word might make them abort.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return code
