@@ -41,11 +41,13 @@ class Stepper:
 
     # Convolutions run fastest on this layout, on GPUs and CPUs alike.
     weight_layout = torch.channels_last
+    may_fuse = True
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, config: OptimConfig) -> None:
         self.accelerator, self.module, self.config = accelerator, module, config
         module.to(memory_format=self.weight_layout)
-        optimizer = build_optimizer(module, config)
+        fused = self.may_fuse and accelerator.device.type == "cuda"
+        optimizer = build_optimizer(module, config, fused=fused)
         # Of each group, before ZeRO puts slices in their place.
         self.parameters = [list(group["params"]) for group in optimizer.param_groups]
         self.wrapped, self.optimizer = accelerator.prepare(module, optimizer)
@@ -85,6 +87,8 @@ class ZeroStepper(Stepper):
 
     # DeepSpeed lays weights end to end as they are numbered; it fails on any other layout.
     weight_layout = torch.contiguous_format
+    # Its steps are taken on slices, and were seen to differ with fused kernels.
+    may_fuse = False
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, config: OptimConfig) -> None:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config

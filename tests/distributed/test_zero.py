@@ -19,6 +19,7 @@ INTERRUPTED_RUNS = Path(__file__).with_name("interrupted_runs.py")
 # Number of processes, and what accelerate is configured with.
 WAYS = {
     "one": (1, None),
+    "ddp": (2, None),
     "zero1": (2, "deepspeed_zero1.yaml"),
     "zero2": (2, "deepspeed_zero2.yaml"),
 }
@@ -26,6 +27,8 @@ WAYS = {
 ADAMW = {"batch_size": 12, "lr": 0.002}
 # Steps of a length that gradients decide, most of which are clipped.
 CLIPPED = {"name": "sgd", "batch_size": 12, "lr": 0.01, "clip_norm": 0.2}
+# At ten times the rate rounding grew to 6e-4; a state of Adam that is not passed on shows as 1e-3.
+SLOW = {"lr": 0.0002}
 
 
 def weights(folder):
@@ -59,14 +62,22 @@ def runs(tmp_path_factory):
     """Weights after 24 steps in float32: way -> case -> name -> tensor."""
     folder, found = tmp_path_factory.mktemp("adamw"), {}
     for way in WAYS:
-        cases = tuple(case for of_way, case in RUNS if way in (of_way, "one"))
+        cases = tuple(case for of_way, case in RUNS if way in (of_way, "one", "ddp"))
         found[way] = train(folder / way, way, tuple(dict.fromkeys(cases)), optim=ADAMW)
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "case"), RUNS)
+def test_weights_after_24_steps_are_those_of_ddp(runs, way, case):
+    assert relative_difference(runs[way][case], runs["ddp"][case]) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("case", ["qmix", "sscl"])
 def test_weights_after_24_steps_are_those_of_one_process(runs, way, case):
+    """Of some methods they are not: AdamW in float32 enlarges rounding, under DDP as under ZeRO."""
     assert relative_difference(runs[way][case], runs["one"][case]) < 1e-4
 
 
@@ -86,13 +97,13 @@ def test_gradients_are_clipped_as_one_process_clips_them(tmp_path):
 def test_a_run_goes_on_under_another_way_in_mid_epoch(tmp_path):
     """Cut off in step 3 under ZeRO-2, in step 9 on one process, and ended under ZeRO-1."""
     cases = ("cross_entropy", "qmix", "sscl")
-    folders = write_cases(tmp_path, cases)
+    folders = write_cases(tmp_path, cases, optim=SLOW)
     for way, asked_in in (("zero2", 3), ("one", 9), ("zero1", 18)):
         num_processes, config_file = WAYS[way]
         arguments = [str(asked_in), *(str(f) for f in folders)]
         result = launch(INTERRUPTED_RUNS, arguments, num_processes, tmp_path, config_file)
         assert result.returncode == 0, result.stderr[-3000:]
-    whole = train(tmp_path / "whole", "one", cases, RECORD_RUN)
+    whole = train(tmp_path / "whole", "one", cases, RECORD_RUN, optim=SLOW)
     for folder in folders:
         # Passes are in float64 here, but ZeRO's own copy of the weights is in float32.
         assert relative_difference(weights(folder), whole[folder.name]) < 1e-6, folder.name
