@@ -161,8 +161,7 @@ def test_nothing_else_gets_a_gradient(trainer, method):
             assert parameter.requires_grad or parameter.grad is None, name
 
 
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
-def test_steps_ask_for_no_more_passes_than_they_announce(trainer, method):
+def assert_passes_are_those_announced(trainer):
     """Passes of images through networks, counted, are those of ``forwards_per_image``."""
     passes = {"with_gradient": 0, "without": 0, "survey": 0}
 
@@ -181,6 +180,18 @@ def test_steps_ask_for_no_more_passes_than_they_announce(trainer, method):
         }
         assert counted == trainer.method.forwards_per_image(epoch)
         passes.update(dict.fromkeys(passes, 0))
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_steps_ask_for_no_more_passes_than_they_announce(trainer, method):
+    assert_passes_are_those_announced(trainer)
+
+
+def test_statistics_of_steps_take_one_survey_in_the_whole_run(fresh_processes):
+    trainer = make_trainer(make_config("qmix", method={"statistics": "steps"}))
+    assert_passes_are_those_announced(trainer)
+    surveys = [trainer.method.forwards_per_image(epoch)["survey"] for epoch in range(NUM_EPOCHS)]
+    assert NUM_EPOCHS > 2 and surveys == [0, 2] + [0] * (NUM_EPOCHS - 2)
 
 
 # With gradient and without, of each image that is trained on, and in the survey of all images, in
