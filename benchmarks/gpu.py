@@ -1,9 +1,9 @@
 """Training on a GPU at the published settings: images a second, and the share of its peak.
 
 ``python benchmarks/gpu.py`` trains QMix and SSCL on drawn images of the published size, past
-warm-up, in each precision that is asked for. The peak is what a bf16 product of two matrices of
-8,192 rows reaches on the same card in the same run, so it depends on no data sheet. The last line
-is JSON.
+warm-up, in each precision and each way to launch kernels that is asked for. The peak is what a
+bf16 product of two matrices of 8,192 rows reaches on the same card in the same run, so it depends
+on no data sheet. The last line is JSON.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainers import SETTINGS, build, first_batch, make_views, take_step, train_epoch
 
 __all__ = ["main", "measure"]
+
+WAYS = {
+    "eager": [],
+    "compiled": ["model.compile=true"],
+    "graphs": ["model.compile=true", "model.cuda_graphs=true"],
+}
 
 
 def measure(name: str, num_steps: int, settings: Sequence[str]) -> dict[str, float]:
@@ -38,7 +45,8 @@ def measure(name: str, num_steps: int, settings: Sequence[str]) -> dict[str, flo
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     ids, images = first_batch(trainer)
     views = make_views(trainer, ids, images)
-    with FlopCounterMode(display=False) as counter:
+    # Compiled passes would hide their products from the counter.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         take_step(trainer, ids, views)
     return {
         "images_per_second": len(ids) / step,
@@ -67,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=["qmix", "sscl"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["eager"])
     parser.add_argument("--steps", type=int, default=12, help="steps of the timed epoch")
     parser.add_argument("--matrix", type=int, default=8192, help="rows of the peak's matrices")
     parser.add_argument(
@@ -76,14 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     peak = peak_teraflops(options.matrix)
     figures: dict[str, dict[str, float]] = {}
-    for name in options.methods:
-        for precision in options.precisions:
-            settings = [*options.settings, f"runtime.precision={precision}"]
-            found = measure(name, options.steps, settings)
-            found["share_of_peak"] = found["teraflops"] / peak
-            figures[f"{name} {precision}"] = {key: round(v, 4) for key, v in found.items()}
-            print(name, precision, figures[f"{name} {precision}"], flush=True)
-            gc.collect()
+    for name, precision, way in product(options.methods, options.precisions, options.ways):
+        settings = [*options.settings, f"runtime.precision={precision}", *WAYS[way]]
+        found = measure(name, options.steps, settings)
+        found["share_of_peak"] = found["teraflops"] / peak
+        case = f"{name} {precision} {way}"
+        figures[case] = {key: round(v, 4) for key, v in found.items()}
+        print(case, figures[case], flush=True)
+        # The next case compiles its own passes; past a number of versions they stay uncompiled.
+        torch.compiler.reset()
+        gc.collect()
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     print(json.dumps({"card": card, "peak_teraflops": round(peak, 3), "figures": figures}))
     return 0

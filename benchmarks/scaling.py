@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", dest="settings", metavar="SECTION.KEY=VALUE",
         # Much arithmetic for each weight that is exchanged.
-        default=["runtime.device=cpu", "model.width=32", "model.blocks=2", "model.norm=group",
+        default=["runtime.device=cpu", "data.image_size=96", "model.width=32",
+                 "model.blocks=2", "model.norm=group",
                  "data.synthetic={num_train: 1024, num_test: 16}", "optim.batch_size=128",
                  "tracking.wandb=off", "tracking.figures_every_epochs=0"],
         help="a setting of the runs; repeatable",

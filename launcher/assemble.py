@@ -162,7 +162,11 @@ def _build(config: Config, num_classes: int, labels: Tensor, train_ids: Tensor) 
         build_network=build,
         class_balanced=config.data.sampler == "class_balanced",
     )
-    return METHODS[config.method.name](config.method, problem)
+    method = METHODS[config.method.name](config.method, problem)
+    if config.model.cuda_graphs:
+        # A call is a step or a batch: what graphs gave for the one before may be written over.
+        method.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+    return method
 
 
 def run_facts(

@@ -36,6 +36,7 @@ MAY_CHANGE_ON_RESUME = (
     "model.micro_batch_size",
     "model.recompute",
     "model.compile",
+    "model.cuda_graphs",
     "audit",
     "runtime.device",
     "runtime.zero_stage",

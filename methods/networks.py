@@ -60,7 +60,12 @@ class ModelConfig(BaseModel):
         description="Repeat the pass through each residual block for the gradient instead of "
         "holding its activations: more time, less memory, the same step.",
     )
-    compile: bool = Field(False, description="Compile the encoder with torch.compile.")
+    compile: bool = Field(False, description="Compile the encoders with torch.compile.")
+    cuda_graphs: bool = Field(
+        False,
+        description="Replay each compiled pass as one CUDA graph instead of launching its kernels "
+        "one by one: for small networks and images, whose kernels end sooner than the next starts.",
+    )
 
     @field_validator("backbone")
     @classmethod
@@ -74,6 +79,10 @@ class ModelConfig(BaseModel):
     def _check_compile(self) -> "ModelConfig":
         if self.compile and self.recompute:
             raise ValueError("compile and recompute: both set; recomputed blocks are not compiled")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs: set without compile, whose passes it records")
+        if self.cuda_graphs and self.micro_batch_size is not None:
+            raise ValueError("cuda_graphs and micro_batch_size: both set; pieces are not recorded")
         return self
 
 
@@ -113,9 +122,11 @@ class Network(nn.Module):
 
     Attributes:
         micro_batch_size: Most images of a pass whose activations are held; None = all of them.
+        compile_mode: Mode of torch.compile of the encoder's passes; None = they are not compiled.
     """
 
     micro_batch_size: int | None = None
+    compile_mode: str | None = None
 
     def __init__(
         self,
@@ -135,6 +146,11 @@ class Network(nn.Module):
         """Logits and features of (B, 3, S, S) float images."""
         features = pass_in_pieces(self.encoder, images, self.micro_batch_size)
         return NetworkOutput(self.classifier(features), features)
+
+    def compile_encoder(self, mode: str) -> None:
+        """From now on take the encoder's passes by torch.compile, in one of its modes."""
+        self.compile_mode = mode
+        self.encoder.compile(mode=mode)
 
     def project(self, features: Tensor) -> Tensor:
         """L2-normalised embedding (B, D) float32 of the encoder's features (B, F)."""
@@ -233,7 +249,7 @@ def build_network(
     if config.recompute:
         recompute_blocks(network.encoder)
     if config.compile:
-        network.encoder.compile()
+        network.compile_encoder("reduce-overhead" if config.cuda_graphs else "default")
     return network
 
 
@@ -305,6 +321,8 @@ class MomentumCopy(nn.Module):
         self.decay, self.warm_start = decay, warm_start
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.copy = copy.deepcopy(network).requires_grad_(False).eval()
+        if network.compile_mode is not None:  # deepcopy leaves compiled passes out
+            self.copy.compile_encoder(network.compile_mode)
 
     def train(self, mode: bool = True) -> "MomentumCopy":
         """Stay in eval mode whatever the owner does."""

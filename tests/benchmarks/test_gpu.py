@@ -14,7 +14,7 @@ def test_every_method_has_its_figures_in_the_last_line(capsys, fresh_processes):
     settings = [word for setting in TINY for word in ("--set", setting)]
     assert gpu.main(["--steps", "2", "--matrix", "64", "--precisions", "fp32", *settings]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line["figures"].keys() == {"qmix fp32", "sscl fp32"}
+    assert line["figures"].keys() == {"qmix fp32 eager", "sscl fp32 eager"}
     for found in line["figures"].values():
         assert found["images_per_second"] == pytest.approx(8e3 / found["ms_step"], rel=1e-3)
         assert found["teraflops"] > 0 and found["ms_views"] > 0 and found["ms_passes"] > 0

@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from pydantic import ValidationError
 from small_networks import assert_same_tensors, images, lived_in, small
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -97,18 +96,3 @@ def test_blocks_of_torchvision_are_found(backbone):
 def test_a_backbone_without_blocks_is_refused():
     with pytest.raises(ModelError, match=r"^model.recompute: .* no blocks"):
         recompute_blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
-
-
-def test_recomputed_blocks_are_not_compiled():
-    with pytest.raises(ValidationError, match="compile and recompute: both set"):
-        small(recompute=True, compile=True)
-
-
-@pytest.mark.slow
-def test_a_compiled_encoder_computes_the_same():
-    plain, compiled = small(norm="group"), small(norm="group", compile=True)
-    assert_same_tensors(compiled, plain)
-    logits, gradients, _ = passed(plain, images())
-    own_logits, own_gradients, _ = passed(compiled, images())
-    torch.testing.assert_close(own_logits, logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(own_gradients, gradients, rtol=1e-3, atol=1e-3)
