@@ -247,13 +247,22 @@ def all_equal(value: str) -> bool:
 def average_batch_statistics(module: nn.Module) -> None:
     """Average BatchNorm's running statistics over ranks, in place.
 
-    Plain BatchNorm sees its own rank's batches only; before anything is evaluated or saved the
-    ranks agree on one set of statistics. Other normalisation layers have none of their own.
+    Plain BatchNorm sees its own rank's samples only. Statistics are sums over steps, so averaging
+    them at each step gives what averaging them at the end would, and ranks never differ in
+    between, whenever something is evaluated or saved. Layers in eval mode move nothing, and other
+    normalisation layers have nothing that ranks could differ in.
     """
     if num_ranks() == 1:
         return
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            for buffer in (layer.running_mean, layer.running_var):
-                if buffer is not None:
-                    buffer.copy_(all_reduce_sum(buffer) / num_ranks())
+    kind, synchronised = nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm
+    buffers = [
+        buffer
+        for layer in module.modules()
+        if isinstance(layer, kind) and layer.training and not isinstance(layer, synchronised)
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    ]
+    if buffers:
+        sizes = [len(buffer) for buffer in buffers]
+        means = all_reduce_sum(torch.cat(buffers)) / num_ranks()
+        torch._foreach_copy_(buffers, list(means.split(sizes)))

@@ -63,7 +63,6 @@ class Predictor:
 
         Ranks may hold different numbers of batches; all go through as many boundaries.
         """
-        collectives.average_batch_statistics(self.method)
         self.method.eval()
         rank, num_ranks = collectives.rank(), collectives.num_ranks()
         mine = whole_batches(ids, self.batch_size, rank, num_ranks)

@@ -215,6 +215,7 @@ class Trainer:
         terms = self.stepper.wrapped(batch)
         loss, shares = global_loss(terms, sample_ids)
         self.stepper.step(loss, rate)
+        collectives.average_batch_statistics(self.method)
         self.method.after_step()
         self.ledger.write(sample_ids, order=step, **batch.updates, **running_prediction(batch))
         return shares
@@ -261,7 +262,6 @@ class Trainer:
         self, config: Mapping[str, Any], versions: Mapping[str, str], wandb_id: str
     ) -> Snapshot:
         """Everything needed to go on from here; a collective call."""
-        collectives.average_batch_statistics(self.method)
         return Snapshot(
             epochs_done=self.epochs_done,
             steps_done=self.steps_done,

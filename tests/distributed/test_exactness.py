@@ -162,6 +162,22 @@ def test_resuming_in_mid_epoch_on_other_numbers_of_processes(run, resumed, case)
             assert line[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_cut_in_mid_epoch_leaves_no_trace_in_batch_statistics(tmp_path):
+    """On the same number of processes, since plain BatchNorm sees each one's samples alone."""
+    folders = []
+    for name in ("whole", "cut"):
+        folder = tmp_path / name
+        folder.mkdir()
+        folders += write_cases(folder, ("qmix",), model={"norm": "batch"})
+    for asked_in, of_run in ((NUM_STEPS, folders[0]), (9, folders[1]), (NUM_STEPS, folders[1])):
+        result = launch(INTERRUPTED_RUNS, [str(asked_in), str(of_run)], 2, tmp_path)
+        assert result.returncode == 0, result.stderr[-3000:]
+    whole, cut = (read_run(folder) for folder in folders)
+    assert [len(cut.ranks), len(cut.steps())] == [2, NUM_STEPS]
+    assert relative_difference(cut.weights, whole.weights) < TOLERANCE
+
+
 @for_each_run
 def test_label_audits_agree(run, case, num_processes):
     ours, theirs = run(case, num_processes).labels, run(case, 1).labels
