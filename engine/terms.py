@@ -64,20 +64,23 @@ def _raise_non_finite(terms: Mapping[str, Term], sample_ids: Tensor) -> None:
 
 
 class TermMeans:
-    """Means of the terms over the steps of an epoch."""
+    """Means of the terms over steps, of each over those that had it.
+
+    All steps of an epoch have the same terms; the steps from one line to the next may not.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._num_steps = 0
+        self._num_steps: dict[str, int] = {}
 
     def add(self, shares: Mapping[str, Tensor]) -> None:
         """Add a step's shares, as :func:`global_loss` returns them."""
         for name, share in shares.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(share)) + share
-        self._num_steps += 1
+            self._num_steps[name] = self._num_steps.get(name, 0) + 1
 
     def gather(self) -> dict[str, Tensor]:
-        """Every rank's sums, for a checkpoint; a collective call.
+        """Every rank's sums over steps of one epoch, for a checkpoint; a collective call.
 
         Returns:
             ``mean/<term>`` (num_ranks,) and, where there was a step, ``num_steps`` ().
@@ -87,20 +90,20 @@ class TermMeans:
         names = sorted(self._sums)
         gathered = collectives.gather_rows(torch.stack([self._sums[name] for name in names])[None])
         sums = {f"mean/{name}": gathered[:, i].cpu() for i, name in enumerate(names)}
-        return sums | {"num_steps": torch.tensor(self._num_steps)}
+        return sums | {"num_steps": torch.tensor(self._num_steps[names[0]])}
 
     @classmethod
     def scattered(cls, state: Mapping[str, Tensor], device: torch.device) -> "TermMeans":
         """The means of :meth:`gather`: each rank's own, or all on rank 0 of another number."""
         means = cls()
-        means._num_steps = int(state.get("num_steps", torch.tensor(0)))
         for key, sums in state.items():
             if key.startswith("mean/"):
                 if len(sums) == collectives.num_ranks():
                     own = sums[collectives.rank()]
                 else:
                     own = sums.sum() * (collectives.rank() == 0)
-                means._sums[key.removeprefix("mean/")] = own.to(device)
+                name = key.removeprefix("mean/")
+                means._sums[name], means._num_steps[name] = own.to(device), int(state["num_steps"])
         return means
 
     def reduce(self) -> dict[str, float]:
@@ -109,4 +112,7 @@ class TermMeans:
         if not names:
             return {}
         sums = collectives.all_reduce_sum(torch.stack([self._sums[name] for name in names]))
-        return dict(zip(names, (sums / self._num_steps).tolist(), strict=True))
+        return {
+            name: total / self._num_steps[name]
+            for name, total in zip(names, sums.tolist(), strict=True)
+        }

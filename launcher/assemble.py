@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ __all__ = [
     "NoisyData", "build_method", "build_task", "build_trained_method", "describe_samples",
     "load_noisy_data", "run_facts",
 ]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,20 @@ def build_method(config: Config, data: NoisyData) -> Method:
     """The method with its networks, before it is wrapped."""
     manifest = data.source.manifest
     labels, train_ids = torch.from_numpy(data.labels), torch.from_numpy(manifest.where(TRAIN))
-    return _build(config, manifest.num_classes, labels, train_ids)
+    method = _build(config, manifest.num_classes, labels, train_ids)
+    _warn_of_warm_up_alone(config, method)
+    return method
+
+
+def _warn_of_warm_up_alone(config: Config, method: Method) -> None:
+    """A short trial is as good as any, but must not be taken for a run of the method."""
+    divides = any(method.separates(epoch) for epoch in range(config.run.epochs))
+    if "group" in method.columns() and not divides and collectives.rank() == 0:
+        logger.warning(
+            "run.epochs: %d, and %s divides the samples only after its warm-up "
+            "(method.warmup_epochs or method.promotion_epoch): this run is the warm-up alone",
+            config.run.epochs, config.method.name,
+        )  # fmt: skip
 
 
 def build_trained_method(config: Config, num_classes: int) -> Method:

@@ -21,7 +21,8 @@ from methods.networks import ModelConfig
 __all__ = ["MAY_CHANGE_ON_RESUME", "Config"]
 
 # Which keys a resumed run may change: they alter how a run is executed, not what it computes; only
-# run.epochs makes another run of it, longer or shorter.
+# run.epochs makes another run of it, longer or shorter. Plain BatchNorm sees what one process
+# passes at once, so with it the number of processes and model.micro_batch_size do matter a little.
 MAY_CHANGE_ON_RESUME = (
     "run.dir",
     "run.epochs",

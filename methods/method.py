@@ -151,7 +151,9 @@ class FittedMixture:
     Attributes:
         names: What the D statistics are.
         features: (M, n, D) float64, as they were fitted.
-        segments: (n,) int64 in 0..S-1, the mixture that judges a sample.
+        groups: (M, n) uint8, how the separation divides them.
+        segments: (n,) int64 in 0..S-1, the mixture that a sample was fitted with. The groups may
+            follow other mixtures too, such as a pooled one.
         weights: (M, S, K) float64, each mixture's sum to 1; components in the order of the groups.
         means: (M, S, K, D) float64.
         covariances: (M, S, K, D, D) float64.
@@ -159,6 +161,7 @@ class FittedMixture:
 
     names: tuple[str, ...]
     features: Tensor
+    groups: Tensor
     segments: Tensor
     weights: Tensor
     means: Tensor
@@ -232,9 +235,10 @@ class Method(nn.Module, ABC):
         """Decide from the whole table how each sample is treated this epoch."""
 
     def fitted_mixture(self, ledger: Ledger) -> FittedMixture | None:
-        """What the last separation fitted, for a figure; None where it fits no mixture in a plane.
+        """What a separation fits, for a figure; None where it fits no mixture in a plane.
 
-        Worked out anew from the ledger, so that it outlives a restart; a collective call, of whose
+        Worked out anew from the ledger as it stands, so that it outlives a restart: the last
+        separation, unless steps have written other statistics since. A collective call, of whose
         samples each rank has its share.
         """
         return None

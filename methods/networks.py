@@ -76,9 +76,14 @@ class ModelConfig(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _check_compile(self) -> "ModelConfig":
+    def _check_passes(self) -> "ModelConfig":
         if self.compile and self.recompute:
             raise ValueError("compile and recompute: both set; recomputed blocks are not compiled")
+        if self.norm == "sync" and self.micro_batch_size is not None:
+            raise ValueError(
+                "micro_batch_size and norm: sync would see pieces, not the batch; take norm group "
+                "or frozen, or recompute"
+            )
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs: set without compile, whose passes it records")
         if self.cuda_graphs and self.micro_batch_size is not None:

@@ -6,6 +6,7 @@ a few images at a time, or block by block. What the losses see is the whole batc
 relate its samples stay as they are, which would not be so if each piece had a loss of its own.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -33,7 +34,9 @@ def pass_in_pieces(encoder: nn.Module, images: Tensor, most: int | None) -> Tens
         features: Tensor = encoder(images)
         return features
     run = _Recomputed(encoder, encoder) if torch.is_grad_enabled() else encoder
-    return torch.cat([run(piece) for piece in images.split(most)])
+    # Of nearly equal sizes: a last piece of one image would have no statistics of a batch.
+    pieces = images.tensor_split(math.ceil(len(images) / most))
+    return torch.cat([run(piece) for piece in pieces])
 
 
 def recompute_blocks(encoder: nn.Module) -> None:

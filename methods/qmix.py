@@ -197,8 +197,8 @@ class QMix(Pair):
         mixture = separation.mixture
         uncertainty = "relative uncertainty" if self.config.relative_uncertainty else "uncertainty"
         return FittedMixture(
-            ("loss", uncertainty), separation.features, ledger["label"][ids].long(),
-            mixture.weights, mixture.means, mixture.covariances,
+            ("loss", uncertainty), separation.features, separation.groups,
+            ledger["label"][ids].long(), mixture.weights, mixture.means, mixture.covariances,
         )  # fmt: skip
 
     def predicted_labels(self, ledger: Ledger) -> Tensor:

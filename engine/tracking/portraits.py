@@ -44,14 +44,13 @@ def draw_epoch(
 
 def _draw_separation(trainer: Trainer, class_names: Sequence[str]) -> Iterator[tuple[str, Figure]]:
     ids, ledger = trainer.task.train_ids, trainer.ledger
-    groups = ledger["group"][ids].T.numpy()
     posteriors = ledger["posterior"][ids].transpose(0, 1).numpy()
     mixture = trainer.method.fitted_mixture(ledger)
     if mixture is not None:
         yield (
             "cloud",
             figures.draw_cloud(
-                mixture.features.numpy(), groups, mixture.segments.numpy(),
+                mixture.features.numpy(), mixture.groups.numpy(), mixture.segments.numpy(),
                 mixture.means.numpy(), mixture.covariances.numpy(), mixture.names, class_names,
             ),
         )  # fmt: skip

@@ -33,6 +33,9 @@ def test_means_are_over_steps():
     means.add({"a": torch.tensor(1.0)})
     means.add({"a": torch.tensor(2.0)})
     assert means.reduce() == {"a": 1.5}
+    # A phase has begun: of its own terms the mean is over its own steps.
+    means.add({"b": torch.tensor(4.0)})
+    assert means.reduce() == {"a": 1.5, "b": 4.0}
     assert TermMeans().reduce() == {}
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from method_settings import METHOD_SETTINGS
 from PIL import Image
 from tiny_runs import make_config, noisy_data
 
@@ -135,3 +136,21 @@ def test_known_truth_decides_with_and_without_injected_noise(tmp_path):
         judged = data.groups != MIS_L
         wrong = data.labels != data.source.manifest.true_labels
         assert ((data.groups == MIS_H) == wrong)[judged].all() and wrong.any()
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(2, True), (3, False)])
+@pytest.mark.parametrize(
+    "method",
+    [("qmix", "warmup_epochs"), ("dividemix", "warmup_epochs"), ("sscl", "promotion_epoch")],
+)
+def test_a_run_that_ends_in_warm_up_is_warned_of(method, epochs, warned, caplog):
+    name, key = method
+    config = make_config(name, run={"epochs": epochs}, method=METHOD_SETTINGS[name] | {key: 2})
+    build_method(config, noisy_data(config))
+    assert ("this run is the warm-up alone" in caplog.text) == warned
+
+
+def test_methods_without_a_division_have_no_warm_up_to_warn_of(caplog):
+    config = make_config("elr", run={"epochs": 1})
+    build_method(config, noisy_data(config))
+    assert not caplog.text

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from small_networks import assert_same_tensors, images, lived_in, small
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -50,10 +51,10 @@ def test_no_piece_is_larger_than_asked_for():
     network.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     with torch.no_grad():
         assert network(images(10)).features.shape == (10, 32)
-    assert sizes == [4, 4, 2]
+    assert sizes == [4, 3, 3]
     sizes.clear()
     network(images(10)).logits.sum().backward()
-    assert sorted(sizes) == [2, 2, 4, 4, 4, 4]  # each once more for its gradient
+    assert sorted(sizes) == [3, 3, 3, 3, 4, 4]  # each once more for its gradient
 
 
 def test_repeated_passes_leave_no_trace_in_statistics():
@@ -65,6 +66,11 @@ def test_repeated_passes_leave_no_trace_in_statistics():
     assert all(
         layer.track_running_stats for layer in saving.modules() if isinstance(layer, nn.BatchNorm2d)
     )
+
+
+def test_pieces_are_not_synchronised_one_by_one():
+    with pytest.raises(ValidationError, match="micro_batch_size and norm: sync"):
+        small(micro_batch_size=4, norm="sync")
 
 
 @pytest.mark.parametrize("saver", SAVERS, ids=str)

@@ -259,10 +259,10 @@ def test_a_probability_of_zero_is_a_finite_loss():
     assert ledger["loss"][0].isfinite().all() and (ledger["loss"][0] > 80).all()
 
 
-def predictions():
+def predictions(seed=0):
     """Each network is sure of another label for three samples, and unsure of one."""
     labels = LABELS[TRAIN_IDS]
-    logits = 4 * F.one_hot(labels, NUM_CLASSES) + 0.3 * draw(2, 10, NUM_CLASSES)
+    logits = 4 * F.one_hot(labels, NUM_CLASSES) + 0.3 * draw(2, 10, NUM_CLASSES, seed=seed)
     for network, wrong, unsure in ((0, [0, 1, 2], 3), (1, [3, 4, 5], 0)):
         logits[network, wrong] = 4.0 * F.one_hot((labels[wrong] + 1) % NUM_CLASSES, NUM_CLASSES)
         logits[network, unsure] = 0.1 * draw(NUM_CLASSES)
@@ -291,6 +291,18 @@ def test_separation_is_written_for_training_samples_alone(relative):
     assert (ledger["group"][2:5, 0] == MIS_H).all() and (ledger["group"][5:8, 1] == MIS_H).all()
     assert ledger["group"][5, 0] == ledger["group"][2, 1] == MIS_L
     assert ledger["posterior"][:2].eq(0).all() and ledger["group"][:2].eq(CORRECT).all()
+
+
+def test_the_mixture_that_is_drawn_goes_with_its_groups():
+    """The last separation; of statistics that are newer than it, the one to come."""
+    method, ledger = make_qmix()
+    for seed in range(2):
+        survey(method, ledger, predictions(seed), TRAIN_IDS)
+        drawn = method.fitted_mixture(ledger)
+        method.separate(ledger, TRAIN)
+        assert torch.equal(drawn.groups.T, ledger["group"][TRAIN_IDS])
+        assert torch.equal(method.fitted_mixture(ledger).groups, drawn.groups)
+        assert drawn.features.shape == (2, len(TRAIN_IDS), 2)
 
 
 def test_uncertainty_relative_to_the_predicted_class_by_hand():
