@@ -45,7 +45,11 @@ class OptimConfig(BaseModel):
     gamma: float = Field(
         0.1, gt=0, le=1, description="Factor on the rate at each milestone of schedule multistep."
     )
-    clip_norm: float | None = Field(5.0, gt=0, description="Largest global gradient norm.")
+    clip_norm: float | None = Field(
+        5.0,
+        gt=0,
+        description="Largest norm of the gradient, of all networks together; null = no limit.",
+    )
 
     @model_validator(mode="after")
     def _check_milestones(self) -> "OptimConfig":

@@ -130,7 +130,9 @@ class ELRPlus(Pair):
 
 
 def running_target(old: Tensor, predicted: Tensor, beta: float) -> Tensor:
-    """``beta t + (1 - beta) p / sum_c p_c``, p within [1e-4, 1 - 1e-4] as in the authors' program.
+    """``beta t + (1 - beta) p / sum_c p_c``, p within [1e-4, 1 - 1e-4].
+
+    The bounds are those of the authors' ELR; their ELR+ has none here.
 
     Args:
         old: (..., C) float, t; zeros before a sample is first seen.

@@ -16,9 +16,12 @@ The paper's intent counts, not the authors' program: own pairs are at their true
 queue; the keys of a step enter before it contrasts with them, without gradient; each encoder sees
 each view once a step, all views in one pass; the key encoder moves once a step and is always in
 evaluation mode; dot products are clamped, not coordinates; promotion ranks the whole training set.
-Contrast and bottleneck are means over both pairings of a strong view's query with the other view's
-key: a program that sums the two has twice the weights.
-``promotion: drop`` is what their program does in effect, since its soft targets become integers.
+Contrast and bottleneck are means over the batch and both pairings of a strong view's query with the
+other view's key. Their program sums the bottleneck over both: of B samples its lambda_c weighs as
+2 B times as much does here. With ``promotion: soft`` the new target is the prediction of the epoch
+before, theirs the step's own; ``promotion: drop`` is what theirs does in effect, since its soft
+targets become integers. Mixup has the same neighbour and coefficient for both strong views, theirs
+draws both anew; it is off by default there.
 
 Passes of images through the backbone a step: the authors' program takes 6 with 3 backwards and two
 key updates; this one 3 with gradient and 2 without, and one key update.
@@ -83,7 +86,7 @@ class SSCLConfig(BaseModel):
     )
     q: float = Field(0.6, gt=0, le=1, description="beta of generalised cross-entropy.")
     promotion_epoch: int = Field(
-        30, ge=1, description="Epochs on all labels as given, before the first promotion."
+        31, ge=1, description="Epochs on all labels as given, before the first promotion."
     )
     promotion_share: float = Field(
         0.5, ge=0, lt=1, description="t, share of each given class whose label is not kept."
