@@ -169,7 +169,7 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
     environment = read_environment()
     plugin = _zero_plugin(config, environment, on_cpu)
     # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in between
-    # (pytorch#22095); statistics are averaged before anything is evaluated instead.
+    # (pytorch#22095); statistics are averaged after each step instead.
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     ]
