@@ -30,7 +30,7 @@ WITHOUT_LABEL_FILE = ("folder", *WITHOUT_FILES)
 class DataConfig(BaseModel):
     """Which images and labels a run learns from, and how they are read."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     source: SourceName = Field("synthetic", description="The data set, or the format of your own.")
     root: Path | None = Field(

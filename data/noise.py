@@ -38,7 +38,7 @@ Matrix = tuple[tuple[float, ...], ...]
 class NoiseConfig(BaseModel):
     """Section ``noise``: what is injected into the training set."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     kind: Literal["none", "symmetric", "asymmetric", "matrix", "instance"] = Field(
         "symmetric",

@@ -83,7 +83,7 @@ class ImageQuality:
 class QualityReference(BaseModel):
     """Percentiles 0 to 100 of both statistics over training images."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     sharpness: tuple[float, ...] = Field(min_length=101, max_length=101)
     brightness: tuple[float, ...] = Field(min_length=101, max_length=101)

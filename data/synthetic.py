@@ -22,7 +22,7 @@ _TRAIN, _TEST = 0, 2  # the manifest's codes
 class SyntheticConfig(BaseModel):
     """How many pictures, and of which grades."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     num_train: int = Field(2000, ge=1, description="Pictures to train on.")
     num_test: int = Field(600, ge=0, description="Pictures to test on.")

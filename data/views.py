@@ -51,7 +51,7 @@ _DRAWS = (
 class ViewConfig(BaseModel):
     """One kind of view; the defaults change nothing."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     horizontal_flip: float = Field(0.0, ge=0, le=1, description="Probability of a mirror image.")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="Probability of turning upside down.")
@@ -138,7 +138,7 @@ class StrongViewConfig(WeakViewConfig):
 class ViewsConfig(BaseModel):
     """Section ``views``: how the variants of an image are made."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     weak: WeakViewConfig = Field(
         default_factory=WeakViewConfig, description="Views that label a sample."

@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ __all__ = [
     "epoch_folder",
     "is_checkpoint",
     "load_weights",
+    "save_tensors",
 ]
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,11 @@ logger = logging.getLogger(__name__)
 _STATE, _METHOD = "state.json", "method.safetensors"
 # Counted up when a file's contents come to mean something else.
 _FORMAT = 1
+_STATE_KEYS = {
+    "epochs_done", "steps_done", "metrics", "seconds", "config", "versions", "wandb_id", "facts",
+    "sha256",
+}  # fmt: skip
+_NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
 
 
 Loaded = TypeVar("Loaded")
@@ -85,7 +93,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """Name of its folder; later ones come later in the alphabet."""
+        """Name of its folder."""
         epoch = epoch_folder(self.epochs_done)
         return f"{epoch}-step-{self.steps_done:06d}" if self.steps_done else epoch
 
@@ -135,19 +143,24 @@ class Checkpoints:
             OSError: The disk is full or not writable; earlier checkpoints are untouched.
         """
         target = self.folder / snapshot.name
+        if _is_whole(target):
+            # Stopped where it had been saved already, such as in a survey.
+            return target
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             _write(temporary, snapshot)
-        except OSError:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if target.exists():
+        if target.exists():  # torn
             shutil.rmtree(target)
         temporary.rename(target)
         _flush(self.folder)
-        for old in self._newest_first()[self.keep :]:
+        # Newer ones are torn, else the run would have gone on from them.
+        older = [f for f in self._newest_first() if _position(f) <= _position(target)]
+        for old in older[self.keep :]:
             if old.name not in protected:
                 shutil.rmtree(old)
         return target
@@ -178,7 +191,15 @@ class Checkpoints:
         return None
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch-*"), reverse=True)
+        folders = (f for f in self.folder.glob("epoch-*") if _NAME.fullmatch(f.name))
+        return sorted(folders, key=_position, reverse=True)
+
+
+def _position(folder: Path) -> tuple[int, int]:
+    """Epochs and steps done, by the name of a checkpoint's folder."""
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
 
 
 def load(folder: Path) -> Snapshot:
@@ -204,6 +225,16 @@ def load(folder: Path) -> Snapshot:
         wandb_id=state["wandb_id"],
         facts=state["facts"],
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        state = _read_state(folder)
+        for name in state["sha256"]:
+            _require_whole(folder, name, state)
+    except CheckpointError:
+        return False
+    return True
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -242,6 +273,9 @@ def _read_state(folder: Path) -> dict[str, Any]:
             f"{folder}: written in format {state.get('format', 'without a number')} by another "
             f"version of mednoise; this one reads format {_FORMAT}"
         )
+    missing = _STATE_KEYS - state.keys()
+    if missing:
+        raise CheckpointError(f"{folder}: {_STATE} has no {', '.join(sorted(missing))}")
     return state
 
 
@@ -254,8 +288,9 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     """Write all files of a checkpoint, ``state.json`` with their checksums last."""
     for name in ("method", "ledger", "pending"):
         tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(snapshot, name).items()}
-        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
-    torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
+        save_tensors(tensors, folder / f"{name}.safetensors")
+    with _said_of(folder / "optimizer.pt"):
+        torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
     files = sorted(folder.iterdir())
     state = {
         "format": _FORMAT,
@@ -272,6 +307,36 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     for path in (*files, folder / _STATE, folder):
         _flush(path)
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a file of safetensors that those may read who may read others of this user's files.
+
+    Args:
+        tensors: Name -> contiguous tensor on the CPU.
+        path: The file.
+        metadata: Texts to go with it.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    with _said_of(path):
+        safetensors.torch.save_file(tensors, path, metadata)
+    # The library makes a file that only its owner may read.
+    path.chmod(mode)
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Let a full disk be an OSError that names the file, whatever a library makes of it."""
+    try:
+        yield
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise OSError(f"{path}: cannot be written: {str(error).partition(chr(10))[0]}") from error
 
 
 def _sha256(path: Path) -> str:

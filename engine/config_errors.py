@@ -84,6 +84,8 @@ def _explain_one(detail: Any, schema: "_ModelSchema", tree: Any) -> tuple[KeyPat
         found = reduce(lambda branch, part: branch[part], path, tree)
         return path, _wrong_type(found, schema.members(node), expected)
     found = show_value(detail["input"])
+    if kind == "finite_number":
+        return path, f"found {found}, expected a finite number"
     if kind.endswith(_LIMIT_ERRORS):
         return path, f"found {found}, expected {expected}"
     return path, f"found {found}: {detail['msg']}"

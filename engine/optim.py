@@ -14,7 +14,7 @@ __all__ = ["OptimConfig", "build_optimizer", "learning_rate", "set_learning_rate
 class OptimConfig(BaseModel):
     """Section ``optim``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimiser.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate; never scaled by processes.")

@@ -23,7 +23,7 @@ __all__ = ["EvaluationConfig", "Predictor"]
 class EvaluationConfig(BaseModel):
     """Section ``evaluation``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     batch_size: int = Field(
         128, ge=1, description="Images a process predicts at a time, in surveys and evaluation."

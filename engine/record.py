@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "NUM_LAST", "SELECTION_METRIC", "Metrics", "Record", "RunConfig", "Summary", "choose_lines",
-    "number", "summarise", "write_text",
+    "NUM_LAST", "SELECTION_METRIC", "Metrics", "Record", "RecordError", "RunConfig", "Summary",
+    "choose_lines", "number", "summarise", "write_text",
 ]  # fmt: skip
 
 Metrics = dict[str, Any]
@@ -22,15 +22,22 @@ SELECTION_METRIC = "kappa"
 NUM_LAST = 5
 
 
+class RecordError(ValueError):
+    """A record cannot be read; the message names file and line."""
+
+
 class RunConfig(BaseModel):
     """Section ``run``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     dir: Path = Field(description="The run's own folder; made when missing.")
     epochs: int = Field(100, ge=1, description="Epochs of the whole run, warm-up included.")
     seed: int = Field(
-        0, ge=0, description="Of weights, order, views and, unless given there, noise."
+        0,
+        ge=0,
+        lt=2**63,
+        description="Of weights, order, views and, unless given there, noise.",
     )
     save_every_steps: int | None = Field(
         None, ge=1,
@@ -88,12 +95,22 @@ class Record:
 
     @staticmethod
     def read(path: Path) -> list[Metrics]:
-        """All complete lines of a record; none where there is no file."""
+        """All complete lines of a record; none where there is no file.
+
+        Raises:
+            RecordError: A line is damaged.
+        """
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-        # A line that was being written when the process was killed has no end.
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        lines: list[Metrics] = []
+        for place, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            # A line that was being written when the process was killed has no end.
+            if line.endswith(b"\n"):
+                try:
+                    lines.append(json.loads(line))
+                except ValueError as error:
+                    raise RecordError(f"{path}, line {place}: damaged ({error})") from error
+        return lines
 
     def append(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Add a line, such as an epoch's metrics."""

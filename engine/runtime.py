@@ -45,7 +45,7 @@ _ZERO_STAGES = "0, 1 or 2: stage 3 shares out the weights too, which averaged co
 class RuntimeConfig(BaseModel):
     """Section ``runtime``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes GPUs where there are.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(

@@ -280,10 +280,19 @@ class Trainer:
         """Go on from a snapshot.
 
         Raises:
-            CheckpointError: The samples' labels are other ones, since files have changed.
+            CheckpointError: Samples, classes or labels are other ones, since files have changed.
         """
         before, now = snapshot.ledger["label"].long(), self.task.labels
-        if before.shape == now.shape and not torch.equal(before, now):
+        num_before, num_now = snapshot.ledger["running_prediction"].shape[1], self.task.num_classes
+        for what, had, has in (
+            ("samples", len(before), len(now)), ("classes", num_before, num_now)
+        ):  # fmt: skip
+            if had != has:
+                raise CheckpointError(
+                    f"the checkpoint was made with {had} {what}, the data now have {has}; put back "
+                    "the files, or begin another run in another folder"
+                )
+        if not torch.equal(before, now):
             differ = torch.where(before != now)[0]
             raise CheckpointError(
                 f"the checkpoint was made with other labels: {len(differ)} samples differ, "

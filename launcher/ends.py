@@ -9,6 +9,7 @@ from data.errors import DataError
 from engine.checkpoint import CheckpointError
 from engine.collectives import MainProcessError
 from engine.config import ConfigError
+from engine.record import RecordError
 from engine.runtime import LostProcessError, read_environment
 from engine.terms import NonFiniteLossError
 from launcher import EXIT_USER_ERROR
@@ -21,7 +22,7 @@ __all__ = ["EXIT_LOST_PROCESS", "USER_ERRORS", "carry_out"]
 # What a user can mend is shown as its message alone; anything else keeps its traceback.
 USER_ERRORS = (
     ConfigError, DataError, CheckpointError, NonFiniteLossError, ModelError, MethodError,
-    SeparationError, OSError,
+    RecordError, SeparationError, OSError,
 )  # fmt: skip
 EXIT_LOST_PROCESS = 3
 

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
+from engine.checkpoint import save_tensors
 from engine.config import ConfigError, fingerprint
 from engine.record import write_text
 from launcher import EXIT_USER_ERROR
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Export into a folder that appears when all of it is there; returns what to tell the user."""
-    out: Path = options.out
+    out: Path = options.out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is there already; choose another folder")
     if not options.no_onnx:
@@ -91,7 +90,7 @@ def _write(trained: TrainedModel, folder: Path, options: argparse.Namespace) -> 
         difference = write_onnx(model, config.data.image_size, metadata, folder / "model.onnx")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", texts)
+    save_tensors(tensors, folder / "model.safetensors", texts)
     write_text(folder / "MODEL_CARD.md", write_card(trained, options.intended_use, difference))
     return difference
 

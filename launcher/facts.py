@@ -33,7 +33,7 @@ class ModelFacts(BaseModel):
         quality: Sharpness and brightness of training images that were not degraded on purpose.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     class_names: tuple[str, ...]
     num_images: dict[str, tuple[int, ...]]

@@ -94,7 +94,7 @@ def _require(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
         if options.overrides:
             parser.error(f"{options.overrides[0]}: settings need --config")
     for name, value, low, high in (
-        ("--size", options.size or DEFAULT_SIZE, 8, 8192),
+        ("--size", DEFAULT_SIZE if options.size is None else options.size, 8, 8192),
         ("--quality", options.quality, 1, 100),
         ("--shard-mib", options.shard_mib, 1, 1 << 20),
     ):

@@ -3,7 +3,8 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import DataError
@@ -13,7 +14,14 @@ from engine.config import ConfigError, load_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.plan import num_steps, per_rank_batch_size
 from engine.progress import PhaseFormatter
-from engine.runtime import end_process, read_environment, start_processes
+from engine.runtime import (
+    LostProcessError,
+    end_process,
+    first_line,
+    is_lost_process,
+    read_environment,
+    start_processes,
+)
 from launcher.assemble import build_method, load_noisy_data, run_facts
 from launcher.ends import carry_out
 from launcher.settings import Config
@@ -69,10 +77,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return carry_out(work, met_alone=(DataError, OSError))
 
 
+@contextmanager
+def _lost_processes_named(config: Config, formatter: PhaseFormatter) -> Iterator[None]:
+    """Tell an exchange that another process did not come to from a defect of this one.
+
+    Raises:
+        LostProcessError: Another process has gone; the newest checkpoint is as it was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise LostProcessError(
+            f"another process has gone or did not answer within runtime.timeout_seconds "
+            f"{config.runtime.timeout_seconds:g}, in {formatter.phase()}: {first_line(error)}; "
+            "go on with --resume auto"
+        ) from error
+
+
 def run(options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFormatter) -> None:
     """Check everything, then train to the end and print the result."""
     config = load_config(Config, options.config, options.overrides)
     config = config.model_copy(update={"data": settle(config.data)})
+    with _lost_processes_named(config, formatter):
+        _run(config, options, interrupts, formatter)
+
+
+def _run(
+    config: Config, options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFormatter
+) -> None:
     accelerator = start_processes(config.runtime)
     if not options.check and options.resume is None:
         _require_no_run(config.run.dir)

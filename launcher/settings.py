@@ -52,7 +52,7 @@ MethodConfig: Any = functools.reduce(operator.or_, (method.Config for method in 
 class Config(BaseModel):
     """A run, as its YAML file and the command line describe it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     run: RunConfig
     data: DataConfig

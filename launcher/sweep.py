@@ -24,6 +24,7 @@ from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
 from engine.record import Record, write_text
 from engine.reports.tables import Table
+from engine.run_lock import holder_of
 from engine.runtime import end_process, read_environment
 from engine.strict_yaml import parse_yaml
 from launcher import EXIT_USER_ERROR, run
@@ -44,7 +45,7 @@ METRICS = {"accuracy": "acc", "balanced_accuracy": "bal. acc", "kappa": "kappa",
 class Sweep(BaseModel):
     """A sweep, as its YAML file describes it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     base: Path = Field(description="Configuration of all cells but for noise, method and seed.")
     out: Path = Field(description="Folder of the cells' run folders.")
@@ -173,7 +174,10 @@ def state_of(
     """
     wanted = cell.compose(settings)
     history = Record.read(cell.folder / "metrics.jsonl")
-    name = STOPPED if history else NOT_BEGUN
+    has_all_epochs = len(history) >= wanted.run.epochs
+    # The report is the last that a run writes: after its last line come checkpoint and audit.
+    is_reported = has_all_epochs and (cell.folder / "report.html").exists()
+    name = FINISHED if is_reported else STOPPED if history else NOT_BEGUN
     if cell.note.exists():
         note = parse_yaml(cell.note.read_text(encoding="utf-8")).tree
         name = note["state"]
@@ -183,8 +187,10 @@ def state_of(
             in_queue = {"PENDING": WAITING, "COMPLETING": name}
             job = jobs.get(note["job"])
             name = gone if job is None else in_queue.get(job, RUNNING)
-    if len(history) >= wanted.run.epochs:
-        name = FINISHED
+        elif name == RUNNING and note["job"] is None and holder_of(cell.folder) is None:
+            name = CUT_OFF
+        elif name == FINISHED and not has_all_epochs:
+            name = STOPPED  # the sweep has more epochs now
     if (cell.folder / "config.yaml").exists() and _changed(cell, wanted):
         name = OTHER_SETTINGS
     return State(name, len(history), wanted.run.epochs, history[-1] if history else {})
@@ -210,6 +216,10 @@ def run_cell(cell: Cell, settings: Sequence[str], job: str | None) -> int:
             f"{cell.folder}: the run was made with other settings; {changed}; remove the folder, "
             "or give the sweep another one (out)"
         )
+
+    # Its own note is that of the run that is going on.
+    if is_main and (holder := holder_of(cell.folder)):
+        raise BlockingIOError(f"{cell}: runs already, in {cell.folder}: {holder}")
 
     def note(state: str) -> None:
         if is_main:

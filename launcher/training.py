@@ -17,7 +17,7 @@ from engine.progress import PhaseFormatter
 from engine.record import write_text
 from engine.reports.run_folder import RunFacts
 from engine.reports.run_page import write_report
-from engine.runtime import LostProcessError, first_line, is_lost_process
+from engine.run_lock import RunLock
 from engine.saving import Saver
 from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
@@ -52,8 +52,9 @@ def train(
 
     Raises:
         RunInterruptedError: A signal came, on some rank; all is saved.
-        LostProcessError: Another process has gone; the newest checkpoint is as it was.
-        CheckpointError: ``run.dir`` holds a run of other settings.
+        CheckpointError: ``run.dir`` holds a run of other settings, or not the same on all
+            processes.
+        OSError: Another run is going on in ``run.dir``, or it cannot be written.
     """
     _require_gpu_for_sync(config, accelerator)
     method = build_method(config, data)
@@ -65,7 +66,9 @@ def train(
     tree, names = config.model_dump(mode="json"), data.source.manifest.class_names
     tracker = Tracker(trainer, config.tracking, config.run.dir, names, tree)
     saver = Saver(trainer, config.run, tree, _versions(), tracker)
+    lock = RunLock(config.run.dir)
     try:
+        collectives.on_main(lock.take)
         _begin(saver, config, data)
         trainer.fit(saver.finish_epoch, saver.finish_step, tracker.note_step)
         findings = audit_run(trainer, describe_samples(data), config.audit, config.run.dir)
@@ -77,17 +80,10 @@ def train(
         raise RunInterruptedError(
             f"stopped by {request} in {trainer.phase}, all is saved; go on with --resume auto"
         ) from request
-    except RuntimeError as error:
-        if not is_lost_process(error):
-            raise
-        raise LostProcessError(
-            f"another process has gone or did not answer within runtime.timeout_seconds "
-            f"{config.runtime.timeout_seconds:g}, in {trainer.phase}: {first_line(error)}; "
-            "go on with --resume auto"
-        ) from error
     finally:
         # With any other end; of no effect after one of those above.
         tracker.close(1)
+        lock.release()
     return saver.record.history, findings
 
 
@@ -102,6 +98,7 @@ def _require_gpu_for_sync(config: Config, accelerator: Accelerator) -> None:
 def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     """Write the settings and begin, or go on from the newest checkpoint; a collective call."""
     snapshot = saver.checkpoints.latest()
+    _require_same_checkpoint(snapshot, config)
     if snapshot is not None:
         _require_same_settings(snapshot, config)
         logger.info(
@@ -115,6 +112,26 @@ def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     collectives.on_main(lambda: _write_settings(config, facts))
     saver.facts = (snapshot and snapshot.facts) or gather_facts(data, saver.trainer.task)
     saver.restore(snapshot)
+
+
+def _require_same_checkpoint(snapshot: Snapshot | None, config: Config) -> None:
+    """Where a node sees another folder, its ranks would train something else; a collective call."""
+    mine = "none" if snapshot is None else f"{snapshot.name}, {snapshot.seconds:.3f} s"
+    found = collectives.gather_objects(mine)
+    if len(set(found)) > 1:
+        shown = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(found))
+        raise CheckpointError(
+            f"run.dir: {config.run.dir}: the processes found different checkpoints ({shown}); the "
+            "folder must be on a file system that all nodes see"
+        )
+    if snapshot is None and _saved_before(config):
+        logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
+
+
+def _saved_before(config: Config) -> bool:
+    """Whether the run's folder holds anything of a checkpoint, whole or not."""
+    folder = config.run.dir / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _versions() -> dict[str, str]:

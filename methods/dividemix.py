@@ -53,7 +53,7 @@ NUM_VIEWS = 2
 class DivideMixConfig(BaseModel):
     """Section ``method`` for ``method.name: dividemix``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: Literal["dividemix"] = "dividemix"
     warmup_epochs: int = Field(10, ge=1, description="Epochs on all labels as given.")

@@ -31,7 +31,7 @@ TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resne
 class ModelConfig(BaseModel):
     """Section ``model``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     backbone: str = Field(
         "resnet50",
@@ -275,7 +275,7 @@ def _build_heads(num_features: int, sizes: Projector) -> list[nn.Module]:
 
 def _initial_seed(seed: int, index: int) -> int:
     """A seed for each network of a run; neighbouring runs do not share networks."""
-    return seed * 1_000_003 + index
+    return (seed * 1_000_003 + index) % 2**63
 
 
 def _build_encoder(backbone: str, width: int, blocks: int) -> tuple[nn.Module, int]:

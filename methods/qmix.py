@@ -52,7 +52,7 @@ __all__ = ["QMix", "QMixConfig", "omega", "relative_to_class"]
 class QMixConfig(BaseModel):
     """Section ``method`` for ``method.name: qmix``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: Literal["qmix"] = "qmix"
     warmup_epochs: int = Field(10, ge=1, description="T_w, epochs on all labels as given.")

@@ -14,7 +14,7 @@ __all__ = ["OneViewConfig", "Single"]
 class OneViewConfig(BaseModel):
     """What the sections ``method`` of these methods have in common."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     view: Literal["weak", "strong"] = Field(
         "weak", description="Which view of a sample is trained on."

@@ -55,7 +55,7 @@ NUM_STRONG = 2
 class SSCLConfig(BaseModel):
     """Section ``method`` for ``method.name: sscl``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: Literal["sscl"] = "sscl"
     projector_hidden: int = Field(2048, ge=1, description="Hidden width of the projector.")

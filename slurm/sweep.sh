@@ -41,8 +41,8 @@ fi
 file=${1:-configs/sweeps/default.yaml}
 # The array's last job looks whether the array is as long as the sweep.
 if ((SLURM_ARRAY_TASK_ID == SLURM_ARRAY_TASK_MAX)); then
-    num_cells=$("${PYTHON[@]}" launcher/sweep.py count "$file")
-    if ((SLURM_ARRAY_TASK_MAX != num_cells - 1)); then
+    num_cells=$("${PYTHON[@]}" launcher/sweep.py count "$file" "${@:2}") || num_cells=
+    if [[ -n "$num_cells" ]] && ((SLURM_ARRAY_TASK_MAX != num_cells - 1)); then
         echo "note: the array ends at $SLURM_ARRAY_TASK_MAX and $file has $num_cells cells; for all" \
             "of them sbatch --array=0-$((num_cells - 1)) slurm/sweep.sh $file" >&2
     fi

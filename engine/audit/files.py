@@ -26,7 +26,7 @@ READ_AT_A_TIME = 64
 class AuditConfig(BaseModel):
     """Section ``audit``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     gallery: int = Field(
         200, ge=0,

@@ -29,7 +29,7 @@ class RunFacts(BaseModel):
         versions: Package name -> version, of the last attempt.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     num_processes: int | None = None
     class_names: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ __all__ = ["Tracker", "TrackingConfig", "figure_folder"]
 class TrackingConfig(BaseModel):
     """Section ``tracking``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     wandb: Literal["auto", "online", "offline", "off"] = Field(
         "auto",

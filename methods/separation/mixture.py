@@ -37,7 +37,7 @@ _PERSISTENCE = 10 * torch.finfo(torch.float64).eps
 class MixtureConfig(BaseModel):
     """Settings of the EM algorithm."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     max_iterations: int = Field(100, ge=0, description="most EM iterations; 0 keeps the start")
     tolerance: float = Field(

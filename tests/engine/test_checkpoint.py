@@ -1,10 +1,12 @@
-import errno
 import json
+import os
+import resource
+import stat
+from dataclasses import replace
 
 import pytest
 import torch
 
-from engine import checkpoint
 from engine.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -124,18 +126,72 @@ def test_a_torn_checkpoint_is_skipped_and_said_so(tmp_path, caplog, damage, how)
     assert "epoch-0002" in caplog.text
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 20 kB, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("part", "file"), [("method", "method.safetensors"), ("optimizer", "optimizer.pt")]
+)
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, small_files, part, file):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(make(1))
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "_flush", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoints.save(make(2))
+    large = replace(make(2), **{part: {"large": torch.zeros(50_000)}})
+    with pytest.raises(OSError, match=rf"epoch-0002.tmp/{file}: cannot be written: "):
+        checkpoints.save(large)
     assert [p.name for p in tmp_path.iterdir()] == ["epoch-0001"]
     assert checkpoints.latest().epochs_done == 1
+
+
+def test_files_may_be_read_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    folder = Checkpoints(tmp_path, keep=1).save(make(1))
+    os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
+
+
+def test_a_new_checkpoint_is_kept_beside_torn_later_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(make(3))
+    (checkpoints.save(make(6)) / "method.safetensors").write_bytes(b"torn")
+    checkpoints.save(make(3))
+    checkpoints.save(make(3, 4))
+    assert checkpoints.latest().name == "epoch-0003-step-000004"
+    checkpoints.save(make(6))  # now whole
+    assert [p.name for p in tmp_path.iterdir()] == ["epoch-0006"]
+    assert checkpoints.latest().epochs_done == 6
+
+
+def test_the_ten_thousandth_epoch_comes_after_the_one_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for epoch in (9_998, 9_999, 10_000, 10_001):
+        checkpoints.save(make(epoch))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-10000", "epoch-10001"]
+    assert checkpoints.latest().epochs_done == 10_001
+
+
+def test_a_whole_checkpoint_is_never_taken_away_to_be_written_again(tmp_path):
+    """A stop in a survey is saved under the name of the epoch's start."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    folder = checkpoints.save(make(3))
+    before = (folder.stat().st_ino, (folder / "state.json").stat().st_mtime_ns)
+    assert checkpoints.save(make(3)) == folder
+    assert (folder.stat().st_ino, (folder / "state.json").stat().st_mtime_ns) == before
+
+
+def test_a_state_that_lacks_something_is_skipped(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make(1))
+    path = checkpoints.save(make(2)) / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({key: state[key] for key in state if key != "wandb_id"}))
+    assert checkpoints.latest().epochs_done == 1
+    assert "state.json has no wandb_id" in caplog.text
 
 
 def test_leftovers_of_a_killed_save_do_no_harm(tmp_path):

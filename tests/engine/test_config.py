@@ -170,7 +170,7 @@ def test_numbers_and_words_mean_what_they_look_like(load):
         ("data.weights.a=x", "data.weights.a: found 'x', expected a number"),
         (
             "method={name: plain, smoothing: .nan}",
-            "smoothing: found NaN: Input should be a finite number",
+            "smoothing: found NaN, expected a finite number",
         ),
         (
             "method.name=mixng",

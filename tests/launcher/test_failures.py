@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,15 @@ from method_settings import METHOD_SETTINGS, write_config
 from PIL import Image
 from processes import ROOT
 from processes import launch as launch_processes
-from tiny_runs import make_config
+from tiny_runs import make_config, make_trainer
 
-from engine.checkpoint import Checkpoints
+from engine.checkpoint import CheckpointError, Checkpoints
 from engine.plan import global_batches
+from engine.record import Record
+from engine.run_lock import RunLock
+from launcher import training
 from launcher.assemble import load_noisy_data
+from launcher.ends import USER_ERRORS
 from launcher.run import main
 
 pytestmark = pytest.mark.usefixtures("fresh_processes")
@@ -65,6 +70,8 @@ WRONG_SETTINGS = [
     (["optim.batch_size=1000"], ["optim.batch_size: 1000 is more than the 97", "at most 97"]),
     (["model.weights=nowhere.pth"], ["model.weights: no file nowhere.pth"]),
     (["model.norm=sync", "runtime.device=cpu"], ["model.norm: sync needs a GPU"]),
+    (["optim.lr=.inf"], ["optim.lr: found Infinity, expected a finite number"]),
+    (["run.seed=9223372036854775808"], ["run.seed: found 9223372036854775808", "expected"]),
     # A plan is refused for what a run would be refused for.
     (["--check", "optim.batch_size=1000"], ["optim.batch_size: 1000 is more than the 97"]),
     (["--check", "model.weights=nowhere.pth"], ["model.weights: no file nowhere.pth"]),
@@ -183,3 +190,60 @@ def test_what_a_later_process_alone_cannot_read_is_said(tmp_path):
     )
     assert result.returncode != 0
     assert f"error: {damaged}: cannot be read as an image" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "message"),
+    [
+        ("label", 5, r"made with 5 samples, the data now have \d+; put back"),
+        ("running_prediction", 3, r"made with 3 classes, the data now have 5; put back"),
+    ],
+)
+def test_a_checkpoint_of_other_data_is_refused(column, rows, message):
+    trainer = make_trainer(make_config("gce"))
+    snapshot = trainer.snapshot({}, {}, "")
+    table = snapshot.ledger[column]
+    other = table[:rows] if column == "label" else table[:, :rows]
+    with pytest.raises(CheckpointError, match=message):
+        trainer.restore(replace(snapshot, ledger={**snapshot.ledger, column: other}))
+
+
+def test_processes_that_find_different_checkpoints_do_not_begin(monkeypatch, tmp_path):
+    """As where the run's folder is one of each node's own."""
+    monkeypatch.setattr(
+        training.collectives, "gather_objects", lambda mine: [mine, "epoch-0002, 1.500 s"]
+    )
+    config = make_config("gce", run={"dir": str(tmp_path)})
+    with pytest.raises(CheckpointError, match=r"rank 0: none; rank 1: epoch-0002.* all nodes see"):
+        training._require_same_checkpoint(None, config)
+
+
+@pytest.mark.parametrize("what", ["load_noisy_data", "train"])
+def test_a_process_that_goes_at_any_time_is_named(monkeypatch, tmp_path, capsys, what):
+    def lose(*arguments):
+        monkeypatch.setattr("launcher.run.is_lost_process", lambda error: True)
+        raise RuntimeError("[pair.cc] Connection closed by peer\nmore")
+
+    monkeypatch.setattr(f"launcher.run.{what}", lose)
+    config = write_config(tmp_path, "gce", run={"dir": str(tmp_path / "run")})
+    assert main(["--config", str(config)]) == 3
+    error = capsys.readouterr().err
+    assert "another process has gone or did not answer within" in error
+    assert "Connection closed by peer; go on" in error and "Traceback" not in error
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
+    config = write_config(tmp_path, "gce", run={"dir": str(tmp_path / "run"), "epochs": 1})
+    lock = RunLock(tmp_path / "run")
+    lock.take()
+    assert main(["--config", str(config), "--resume", "auto"]) == 2
+    assert "run is in use by process " in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    lock.release()
+
+
+def test_a_damaged_record_names_its_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"epoch": 0}\n{"epo\x00\n{"epoch": 2}')
+    with pytest.raises(USER_ERRORS, match=r"metrics.jsonl, line 2: damaged"):
+        Record.read(path)

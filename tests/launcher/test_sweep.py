@@ -12,6 +12,7 @@ from run_folders import read_record
 
 from engine.config import ConfigError, load_config
 from engine.interrupts import EXIT_INTERRUPTED
+from engine.run_lock import RunLock
 from launcher import sweep as module
 from launcher.sweep import Sweep, cells_of, main, state_of
 
@@ -227,6 +228,43 @@ def test_a_run_without_a_note_is_not_finished(write):
     cell.folder.mkdir(parents=True)
     (cell.folder / "metrics.jsonl").write_text('{"epoch": 0}\n')
     assert state_of(cell).name == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("noted", "has_report", "state"),
+    [
+        (None, False, "stopped"),  # cut off between its last line and its report
+        (None, True, "finished"),
+        ("stopped", False, "stopped"),  # in its audit
+        ("stopped", True, "stopped"),  # in that of more epochs than it was reported with
+        ("finished", True, "finished"),
+    ],
+)
+def test_all_epochs_are_not_all_of_a_run(write, noted, has_report, state):
+    cell = first_cell(write())
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "metrics.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    if has_report:
+        (cell.folder / "report.html").touch()
+    if noted is not None:
+        cell.note.write_text(json.dumps({"state": noted, "job": None}))
+    assert state_of(cell).name == state
+    if noted == "finished":
+        assert state_of(cell, ["run.epochs=3"]).name == "stopped"
+
+
+def test_a_cell_that_runs_is_left_to_it(write, launched, capsys):
+    path = write()
+    cell = first_cell(path)
+    lock = RunLock(cell.folder)
+    lock.take()
+    cell.note.write_text(json.dumps({"state": "running", "job": None}))
+    assert state_of(cell).name == "running"
+    assert main(["run", str(path), "0"]) == 2
+    assert f"runs already, in {cell.folder}: process " in capsys.readouterr().err
+    assert launched[0] == [] and json.loads(cell.note.read_text())["state"] == "running"
+    lock.release()
+    assert state_of(cell).name == "cut off"
 
 
 def test_the_queue_is_read_where_there_is_one(monkeypatch):
