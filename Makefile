@@ -14,7 +14,7 @@ demo: $(READY)
 		launcher/run.py --config configs/qmix_demo.yaml run.dir=$(RUN_DIR) tracking.wandb=off
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,12 @@ from accelerate.state import AcceleratorState
 pytest_plugins = ["browser"]
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that processes that share the files end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Sums are then taken in one order, and tests do not fight for the processors."""

@@ -101,7 +101,10 @@ def read_csv(
     header = lines[0][1]
     if any(not set(names) & set(header) for names in required):
         wanted = ", ".join(" or ".join(names) for names in required)
-        raise DataError(f"{path}: has the columns {', '.join(header)}; required: {wanted}")
+        # As spreadsheets write it where the comma is the decimal mark.
+        other = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
+        hint = ", separated by commas" if other else ""
+        raise DataError(f"{path}: has the columns {', '.join(header)}; required: {wanted}{hint}")
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise DataError(f"{path}: columns given more than once: {', '.join(twice)}")

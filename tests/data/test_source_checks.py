@@ -60,6 +60,7 @@ def test_every_kind_of_problem_is_in_one_message_with_ten_names(tmp_path):
     ("header", "rows", "message"),
     [
         ("image,grade", ["a.png,0"], "has the columns image, grade; required: image, label"),
+        ("image;label", ["a.png"], "has the columns image;label; .*, separated by commas"),
         ("image,label", [], "labels.csv: has no rows"),
         ("image,label,label", ["a.png,0,1"], "columns given more than once: label"),
         ("image,label", ["a.png,0", "b.png,1,2"], r"without 2 fields: line 3 \(3\)"),

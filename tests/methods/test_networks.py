@@ -141,6 +141,8 @@ def test_a_network_without_projector_says_so():
 class Counter(nn.Module):
     """A network with a parameter, a float buffer and an integer buffer."""
 
+    compile_mode = None
+
     def __init__(self, value):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([value]))
