@@ -32,6 +32,7 @@ __all__ = [
     "is_checkpoint",
     "load_weights",
     "save_tensors",
+    "state_digest",
 ]
 
 logger = logging.getLogger(__name__)
@@ -240,6 +241,15 @@ def _is_whole(folder: Path) -> bool:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint, whole or torn."""
     return (folder / _STATE).is_file()
+
+
+def state_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's ``state.json``, which holds those of its other files.
+
+    Raises:
+        OSError: It is not there.
+    """
+    return _sha256(folder / _STATE)
 
 
 def load_weights(folder: Path) -> TrainedWeights:

@@ -6,12 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from engine import collectives
-from engine.checkpoint import Checkpoints, Snapshot, epoch_folder
+from engine.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Snapshot,
+    epoch_folder,
+    load,
+    state_digest,
+)
 from engine.record import Record, RunConfig, summarise
 from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 
-__all__ = ["Saver"]
+__all__ = ["Saver", "agreed_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,3 +89,42 @@ class Saver:
             if summary.selected_on == "validation":
                 names.add(epoch_folder(summary.best_epoch + 1))
         return names
+
+
+def agreed_checkpoint(checkpoints: Checkpoints) -> Snapshot | None:
+    """The newest whole checkpoint, the same on every rank; a collective call.
+
+    Rank 0 chooses and the others read the one it names, so that a node whose list of files is of a
+    minute ago does not hold up the run.
+
+    Returns:
+        The snapshot; None where rank 0 finds none.
+
+    Raises:
+        CheckpointError: It cannot be used, or some rank cannot read it; on all ranks.
+    """
+    found, chosen, problem = None, ("", "", ""), ""
+    if collectives.rank() == 0:
+        try:
+            found = checkpoints.latest()
+            if found is not None:
+                chosen = (found.name, state_digest(checkpoints.folder / found.name), "")
+        except (CheckpointError, OSError) as error:
+            chosen = ("", "", str(error))
+    name, digest, refusal = collectives.gather_objects(chosen)[0]
+    if refusal:
+        raise CheckpointError(refusal)
+    if name and collectives.rank() != 0:
+        try:
+            found = load(checkpoints.folder / name)
+            if state_digest(checkpoints.folder / name) != digest:
+                problem = "has another one of that name"
+        except (CheckpointError, OSError) as error:
+            problem = str(error)
+    for rank, text in enumerate(collectives.gather_objects(problem)):
+        if text:
+            raise CheckpointError(
+                f"run.dir: {checkpoints.folder.parent} must be on a file system that all nodes "
+                f"see; rank 0 goes on from {name}, rank {rank}: {text}"
+            )
+    return found

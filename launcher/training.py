@@ -18,7 +18,7 @@ from engine.record import write_text
 from engine.reports.run_folder import RunFacts
 from engine.reports.run_page import write_report
 from engine.run_lock import RunLock
-from engine.saving import Saver
+from engine.saving import Saver, agreed_checkpoint
 from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, describe_samples, run_facts
@@ -97,8 +97,9 @@ def _require_gpu_for_sync(config: Config, accelerator: Accelerator) -> None:
 
 def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     """Write the settings and begin, or go on from the newest checkpoint; a collective call."""
-    snapshot = saver.checkpoints.latest()
-    _require_same_checkpoint(snapshot, config)
+    snapshot = agreed_checkpoint(saver.checkpoints)
+    if snapshot is None and _saved_before(config):
+        logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
     if snapshot is not None:
         _require_same_settings(snapshot, config)
         logger.info(
@@ -112,20 +113,6 @@ def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     collectives.on_main(lambda: _write_settings(config, facts))
     saver.facts = (snapshot and snapshot.facts) or gather_facts(data, saver.trainer.task)
     saver.restore(snapshot)
-
-
-def _require_same_checkpoint(snapshot: Snapshot | None, config: Config) -> None:
-    """Where a node sees another folder, its ranks would train something else; a collective call."""
-    mine = "none" if snapshot is None else f"{snapshot.name}, {snapshot.seconds:.3f} s"
-    found = collectives.gather_objects(mine)
-    if len(set(found)) > 1:
-        shown = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(found))
-        raise CheckpointError(
-            f"run.dir: {config.run.dir}: the processes found different checkpoints ({shown}); the "
-            "folder must be on a file system that all nodes see"
-        )
-    if snapshot is None and _saved_before(config):
-        logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
 
 
 def _saved_before(config: Config) -> bool:

@@ -16,7 +16,6 @@ from engine.checkpoint import CheckpointError, Checkpoints
 from engine.plan import global_batches
 from engine.record import Record
 from engine.run_lock import RunLock
-from launcher import training
 from launcher.assemble import load_noisy_data
 from launcher.ends import USER_ERRORS
 from launcher.run import main
@@ -206,16 +205,6 @@ def test_a_checkpoint_of_other_data_is_refused(column, rows, message):
     other = table[:rows] if column == "label" else table[:, :rows]
     with pytest.raises(CheckpointError, match=message):
         trainer.restore(replace(snapshot, ledger={**snapshot.ledger, column: other}))
-
-
-def test_processes_that_find_different_checkpoints_do_not_begin(monkeypatch, tmp_path):
-    """As where the run's folder is one of each node's own."""
-    monkeypatch.setattr(
-        training.collectives, "gather_objects", lambda mine: [mine, "epoch-0002, 1.500 s"]
-    )
-    config = make_config("gce", run={"dir": str(tmp_path)})
-    with pytest.raises(CheckpointError, match=r"rank 0: none; rank 1: epoch-0002.* all nodes see"):
-        training._require_same_checkpoint(None, config)
 
 
 @pytest.mark.parametrize("what", ["load_noisy_data", "train"])
