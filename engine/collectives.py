@@ -223,19 +223,19 @@ def on_main(action: Callable[[], object]) -> None:
     waits for nobody.
 
     Raises:
-        OSError: It failed so on rank 0; :class:`MainProcessError` on the others.
+        Exception: What it failed with, on rank 0; :class:`MainProcessError` on the others.
     """
-    failure = None
+    failure: Exception | None = None
     if rank() == 0:
         try:
             with _alone():
                 action()
-        except OSError as error:
+        except Exception as error:  # raised below, when the others know
             failure = error
-    message = gather_objects("" if failure is None else str(failure))[0]
+    message = gather_objects(None if failure is None else str(failure))[0]
     if failure is not None:
         raise failure
-    if message:
+    if message is not None:
         raise MainProcessError(message)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = [
     "NUM_LAST", "SELECTION_METRIC", "Metrics", "Record", "RecordError", "RunConfig", "Summary",
@@ -51,6 +51,14 @@ class RunConfig(BaseModel):
     keep_every_epochs: int | None = Field(
         None, ge=1, description="Keep those of every n-th epoch too; unset = none."
     )
+
+    @field_validator("dir", mode="before")
+    @classmethod
+    def _is_named(cls, folder: Any) -> Any:
+        # Else a shell's variable that is not set would mean the working folder.
+        if folder == "":
+            raise ValueError("found '', expected the name of a folder")
+        return folder
 
 
 def write_text(path: Path, text: str) -> None:

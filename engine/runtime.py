@@ -58,7 +58,10 @@ class RuntimeConfig(BaseModel):
         "processes, 2 the gradients too, 0 neither (DDP); null does as accelerate launch was told.",
     )
     timeout_seconds: float = Field(
-        1800.0, gt=0, description="How long a process waits for the others before it gives up."
+        1800.0,
+        gt=0,
+        le=31_536_000,
+        description="How long a process waits for the others before it gives up; at most a year.",
     )
 
     @field_validator("zero_stage")

@@ -71,6 +71,8 @@ WRONG_SETTINGS = [
     (["model.norm=sync", "runtime.device=cpu"], ["model.norm: sync needs a GPU"]),
     (["optim.lr=.inf"], ["optim.lr: found Infinity, expected a finite number"]),
     (["run.seed=9223372036854775808"], ["run.seed: found 9223372036854775808", "expected"]),
+    (["run.dir=''"], ["run.dir: found '', expected the name of a folder"]),
+    (["runtime.timeout_seconds=1e10"], ["runtime.timeout_seconds: found 1", "<= 31536000"]),
     # A plan is refused for what a run would be refused for.
     (["--check", "optim.batch_size=1000"], ["optim.batch_size: 1000 is more than the 97"]),
     (["--check", "model.weights=nowhere.pth"], ["model.weights: no file nowhere.pth"]),
