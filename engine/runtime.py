@@ -142,9 +142,14 @@ _SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed", "connection reset", "time
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether an error of a collective call means that another process does not answer."""
+    """Whether an error of torch means that another process of the run does not answer."""
+    if read_environment().world_size == 1:
+        return False
+    # Of the meeting point of all processes too, whose messages have none of the signs at times;
+    # absent where torch was built without processes.
+    kind = getattr(torch.distributed, "DistError", ())
     text = str(error).lower()
-    return read_environment().world_size > 1 and any(sign in text for sign in _SIGNS_OF_LOSS)
+    return isinstance(error, kind) or any(sign in text for sign in _SIGNS_OF_LOSS)
 
 
 def first_line(error: Exception) -> str:

@@ -103,9 +103,9 @@ def run(options: argparse.Namespace) -> int:
     model = load_trained(options.checkpoint, options.which)
     turns = _choose_turns(model, options.views)
     images = list_images(options.images, options.column)
-    accelerator = start_processes(_runtime(model, options.device))
-    _require_equal_lists(images)
     try:
+        accelerator = start_processes(_runtime(model, options.device))
+        _require_equal_lists(images)
         found = _predict(model, images, turns, accelerator, options)
         collectives.on_main(lambda: _write(options.out, _table(model, images, found, turns)))
     except RuntimeError as error:

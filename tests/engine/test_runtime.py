@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 from processes import ROOT
 from pydantic import ValidationError
 
 from engine.config import ConfigError
-from engine.runtime import RuntimeConfig, read_environment, start_processes
+from engine.runtime import RuntimeConfig, is_lost_process, read_environment, start_processes
 
 CPU = {"device": "cpu"}
 
@@ -88,6 +89,20 @@ def test_deepspeed_absent_names_the_extra(environment, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'mednoise\[deepspeed\]'"):
         start_processes(RuntimeConfig(zero_stage=1, **CPU))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), True),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), True),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_a_lost_process_is_told_from_a_defect(environment, error, is_lost):
+    assert not is_lost_process(error)  # of a lone process
+    environment(WORLD_SIZE="2")
+    assert is_lost_process(error) == is_lost
 
 
 ENDING = """

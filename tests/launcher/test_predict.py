@@ -294,6 +294,18 @@ def test_which_is_refused_for_a_checkpoint(trained, predict):
     assert rows is None and "chooses among those of a run's folder" in printed
 
 
+def test_a_process_that_never_comes_is_one_line(trained, predict, monkeypatch):
+    def wait(config):
+        raise torch.distributed.DistStoreError("1/2 clients joined.\nmore")
+
+    run = trained("cross_entropy")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("launcher.predict.start_processes", wait)
+    _, printed = predict(run.run, run.data / "images/000.png", code=3)
+    assert printed.endswith("process has gone or did not answer: 1/2 clients joined.\n")
+    assert "Traceback" not in printed
+
+
 def test_a_full_disk_leaves_the_earlier_result(trained, predict, tmp_path, monkeypatch):
     run = trained("cross_entropy")
     predict(run.run, run.data / "images/000.png")
