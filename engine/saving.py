@@ -101,7 +101,8 @@ def agreed_checkpoint(checkpoints: Checkpoints) -> Snapshot | None:
         The snapshot; None where rank 0 finds none.
 
     Raises:
-        CheckpointError: It cannot be used, or some rank cannot read it; on all ranks.
+        CheckpointError: It cannot be used, or some rank cannot read it, or has one where rank 0 has
+            none; on all ranks.
     """
     found, chosen, problem = None, ("", "", ""), ""
     if collectives.rank() == 0:
@@ -114,17 +115,20 @@ def agreed_checkpoint(checkpoints: Checkpoints) -> Snapshot | None:
     name, digest, refusal = collectives.gather_objects(chosen)[0]
     if refusal:
         raise CheckpointError(refusal)
-    if name and collectives.rank() != 0:
+    if collectives.rank() != 0:
         try:
-            found = load(checkpoints.folder / name)
-            if state_digest(checkpoints.folder / name) != digest:
+            found = load(checkpoints.folder / name) if name else checkpoints.latest()
+            if name and state_digest(checkpoints.folder / name) != digest:
                 problem = "has another one of that name"
+            elif found is not None and not name:
+                # Beginning afresh would take the lines of metrics and, one by one, what it has.
+                problem = f"finds {found.name}"
         except (CheckpointError, OSError) as error:
             problem = str(error)
     for rank, text in enumerate(collectives.gather_objects(problem)):
         if text:
             raise CheckpointError(
                 f"run.dir: {checkpoints.folder.parent} must be on a file system that all nodes "
-                f"see; rank 0 goes on from {name}, rank {rank}: {text}"
+                f"see; rank 0 goes on from {name or 'no checkpoint'}, rank {rank}: {text}"
             )
     return found

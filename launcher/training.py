@@ -98,7 +98,7 @@ def _require_gpu_for_sync(config: Config, accelerator: Accelerator) -> None:
 def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     """Write the settings and begin, or go on from the newest checkpoint; a collective call."""
     snapshot = agreed_checkpoint(saver.checkpoints)
-    if snapshot is None and _saved_before(config):
+    if snapshot is None and collectives.rank() == 0 and _saved_before(config):
         logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
     if snapshot is not None:
         _require_same_settings(snapshot, config)

@@ -42,12 +42,14 @@ def test_the_others_read_what_rank_0_has_chosen(as_rank, chosen):
     folder, choice = chosen
     assert as_rank(1, folder, choice, "").epochs_done == 2
     assert as_rank(0, folder, ("", "", ""), "").epochs_done == 3
-    assert as_rank(1, folder, ("", "", ""), "") is None
+    assert as_rank(1, folder.parent / "none", ("", "", ""), "") is None
 
 
 def test_a_folder_that_is_not_the_same_on_all_nodes_ends_all(as_rank, chosen):
     folder, choice = chosen
     message = "run must be on a file system that all nodes see; rank 0 goes on from epoch-000"
+    with pytest.raises(CheckpointError, match=r"from no checkpoint, rank 1: finds epoch-0003"):
+        as_rank(1, folder, ("", "", ""), "")
     with pytest.raises(CheckpointError, match=f"{message}3, rank 1: cannot be read"):
         as_rank(0, folder, ("", "", ""), "cannot be read")
     (folder / "epoch-0002" / "state.json").write_text(
