@@ -147,8 +147,9 @@ class Checkpoints:
         if _is_whole(target):
             # Stopped where it had been saved already, such as in a survey.
             return target
+        for unfinished in self.folder.glob(".epoch-*.tmp"):  # of saves that were killed
+            shutil.rmtree(unfinished)
         temporary = self.folder / f".{target.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             _write(temporary, snapshot)

@@ -179,7 +179,9 @@ def test_a_state_that_lacks_something_is_skipped(tmp_path, caplog):
 
 def test_leftovers_of_a_killed_save_do_no_harm(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    (tmp_path / ".epoch-0001.tmp").mkdir()
-    (tmp_path / ".epoch-0001.tmp" / "method.safetensors").write_text("half")
+    for name in (".epoch-0001.tmp", ".epoch-0000-step-000007.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "method.safetensors").write_text("half")
     assert checkpoints.latest() is None
     assert json.loads((checkpoints.save(make(1)) / "state.json").read_text())["epochs_done"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["epoch-0001"]
