@@ -97,16 +97,17 @@ class Record:
             first: Number of the next line; lines from there on, left by an attempt that was cut
                 off, are removed.
         """
-        self.history = [line for line in self.read(self.path) if line[self.key] < first]
+        found = self.read(self.path, self.key)
+        self.history = [line for line in found if line[self.key] < first]
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.history]
         write_text(self.path, "".join(lines))
 
     @staticmethod
-    def read(path: Path) -> list[Metrics]:
+    def read(path: Path, key: str = "epoch") -> list[Metrics]:
         """All complete lines of a record; none where there is no file.
 
         Raises:
-            RecordError: A line is damaged.
+            RecordError: A line is damaged, or no object with its number.
         """
         if not path.exists():
             return []
@@ -115,9 +116,12 @@ class Record:
             # A line that was being written when the process was killed has no end.
             if line.endswith(b"\n"):
                 try:
-                    lines.append(json.loads(line))
+                    metrics = json.loads(line)
                 except ValueError as error:
                     raise RecordError(f"{path}, line {place}: damaged ({error})") from error
+                if not isinstance(metrics, dict) or not isinstance(metrics.get(key), int):
+                    raise RecordError(f"{path}, line {place}: damaged (no object with its {key})")
+                lines.append(metrics)
         return lines
 
     def append(self, number: int, metrics: Mapping[str, Any]) -> None:

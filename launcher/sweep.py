@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data.noise import NoiseConfig
 from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
-from engine.record import Record, write_text
+from engine.record import Record, RecordError, write_text
 from engine.reports.tables import Table
 from engine.run_lock import holder_of
 from engine.runtime import end_process, read_environment
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command == "count"
             else describe(options.file, cells, options.settings)
         )
-    except (ConfigError, OSError) as error:
+    except (ConfigError, RecordError, OSError) as error:
         if read_environment().rank == 0 or isinstance(error, OSError):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

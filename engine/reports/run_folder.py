@@ -158,14 +158,12 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _checked(history: list[Metrics]) -> list[Metrics]:
-    """The lines of a record, each an object of numbers with its epoch.
+    """The lines of a record, each an object of numbers.
 
     Raises:
         ValueError: A line is not.
     """
     for number, line in enumerate(history, 1):
-        if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
-            raise ValueError(f"line {number} is not an epoch's metrics")
         for key, value in line.items():
             if not isinstance(value, int | float | None):
                 raise ValueError(f"line {number}: {key} is not a number")

@@ -5,8 +5,9 @@ import shutil
 import pytest
 from made_checkpoints import make
 
-from engine import saving
+from engine import collectives, saving
 from engine.checkpoint import CheckpointError, Checkpoints
+from engine.record import RecordError
 from engine.saving import agreed_checkpoint
 
 
@@ -65,3 +66,23 @@ def test_a_folder_that_is_not_the_same_on_all_nodes_ends_all(as_rank, chosen):
 def test_what_rank_0_cannot_use_is_said_by_all(as_rank, chosen):
     with pytest.raises(CheckpointError, match="written in format 7"):
         as_rank(1, chosen[0], ("", "", "written in format 7"))
+
+
+@pytest.mark.parametrize("error", [RecordError("line 2"), OSError()])
+def test_whatever_stops_rank_0_alone_ends_the_others(monkeypatch, error):
+    told = []
+
+    def action():
+        raise error
+
+    def gather(mine):
+        told.append(mine)
+        return [mine]
+
+    monkeypatch.setattr(collectives, "gather_objects", gather)
+    with pytest.raises(type(error)):
+        collectives.on_main(action)
+    monkeypatch.setattr(collectives, "rank", lambda: 1)
+    monkeypatch.setattr(collectives, "gather_objects", lambda mine: told)
+    with pytest.raises(collectives.MainProcessError):
+        collectives.on_main(action)

@@ -233,8 +233,9 @@ def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
     lock.release()
 
 
-def test_a_damaged_record_names_its_line(tmp_path):
+@pytest.mark.parametrize("line", [b'{"epo\x00', b"[1]", b'{"eval/kappa": 1}'])
+def test_a_damaged_record_names_its_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"epoch": 0}\n{"epo\x00\n{"epoch": 2}')
+    path.write_bytes(b'{"epoch": 0}\n' + line + b'\n{"epoch": 2}')
     with pytest.raises(USER_ERRORS, match=r"metrics.jsonl, line 2: damaged"):
         Record.read(path)

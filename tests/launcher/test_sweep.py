@@ -222,6 +222,16 @@ def test_a_state_is_what_was_noted_and_what_the_queue_knows(write, noted, jobs, 
     assert state_of(cell, (), jobs) == (state, 1, 2, {"epoch": 0, "eval/kappa": 0.5})
 
 
+def test_a_damaged_record_of_a_cell_is_one_line(write, capsys):
+    path = write()
+    record = first_cell(path).folder / "metrics.jsonl"
+    record.parent.mkdir(parents=True)
+    record.write_text("nonsense\n")
+    assert main(["status", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {record}, line 1: damaged") and error.count("\n") == 1
+
+
 def test_a_run_without_a_note_is_not_finished(write):
     cell = first_cell(write())
     assert state_of(cell).name == "not begun"

@@ -47,7 +47,7 @@ def test_a_folder_that_is_empty_or_not_there_is_all_problems(tmp_path):
         ("config.yaml", b"a: 1\na: 2\n", "config.yaml: damaged, line 2: key 'a' is given twice"),
         ("config.yaml", b"\xff\xfe", "config.yaml: damaged, not UTF-8 text"),
         ("metrics.jsonl", b'{"epoch": 0}\nnonsense\n', "metrics.jsonl: damaged ("),
-        ("metrics.jsonl", b"[1, 2]\n", "metrics.jsonl: damaged (line 1 is not an epoch's metrics)"),
+        ("metrics.jsonl", b"[1, 2]\n", "line 1: damaged (no object with its epoch)"),
         ("metrics.jsonl", b'{"epoch": 0, "x": "y"}\n', "line 1: x is not a number"),
         ("metrics.jsonl", b"\xff\n", "metrics.jsonl: damaged, not UTF-8 text"),
         ("metrics.jsonl", b"", "metrics.jsonl: holds no epoch"),
