@@ -77,6 +77,7 @@ class Snapshot:
         wandb_id: What wandb knows the run by.
         facts: What the trained model's user must know beyond the configuration, such as the names
             of its classes; JSON types.
+        folder: Where it was read; None of one that was not.
     """
 
     epochs_done: int
@@ -91,6 +92,7 @@ class Snapshot:
     versions: Mapping[str, str]
     wandb_id: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -226,6 +228,7 @@ def load(folder: Path) -> Snapshot:
         versions=state["versions"],
         wandb_id=state["wandb_id"],
         facts=state["facts"],
+        folder=folder,
     )
 
 

@@ -108,8 +108,8 @@ def agreed_checkpoint(checkpoints: Checkpoints) -> Snapshot | None:
     if collectives.rank() == 0:
         try:
             found = checkpoints.latest()
-            if found is not None:
-                chosen = (found.name, state_digest(checkpoints.folder / found.name), "")
+            if found is not None and found.folder is not None:
+                chosen = (found.folder.name, state_digest(found.folder), "")
         except (CheckpointError, OSError) as error:
             chosen = ("", "", str(error))
     name, digest, refusal = collectives.gather_objects(chosen)[0]

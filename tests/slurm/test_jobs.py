@@ -90,7 +90,8 @@ def test_stopped_and_requeued_jobs_go_on_exactly(cluster, config, tmp_path):
 
 def test_a_job_that_nears_its_time_limit_requeues_itself(cluster, config, tmp_path):
     path = config("cross_entropy", "run", run={"epochs": 2000})
-    limit = ("--time=1", "--signal=USR1@50")
+    # Long after the ranks have begun, also where other tests run beside them.
+    limit = ("--time=1", "--signal=USR1@20")
     job = cluster.submit(*TWO_NODES, *limit, "slurm/train.sh", path)
     cluster.wait_for_requeue(job)
     assert "stopped by SIGUSR1" in (cluster.folder / "logs" / job / "rank-0.log").read_text()
