@@ -1,6 +1,7 @@
 """How commands end: an error in one line, and exit codes that scripts can tell apart."""
 
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,9 @@ USER_ERRORS = (
     RecordError, SeparationError, OSError,
 )  # fmt: skip
 EXIT_LOST_PROCESS = 3
+# torchrun and srun end the other processes when one has failed, so one that leaves before rank 0
+# has spoken would leave nothing said. Rank 0 may be gone, or slow beyond that; then they all speak.
+SECONDS_FOR_RANK_0 = 30.0
 
 
 def carry_out(work: Callable[[], int], met_alone: tuple[type[Exception], ...] = (OSError,)) -> int:
@@ -42,10 +46,11 @@ def carry_out(work: Callable[[], int], met_alone: tuple[type[Exception], ...] = 
     try:
         code = work()
     except USER_ERRORS as error:
-        # Else every process meets the same error, and one of them says it.
+        # Else every process meets the same error, and rank 0 says it, before the others leave.
         is_own = isinstance(error, met_alone) and not isinstance(error, MainProcessError)
-        if rank == 0 or is_own:
-            print(f"error: {error}", file=sys.stderr)
+        if rank > 0 and not is_own:
+            time.sleep(SECONDS_FOR_RANK_0)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except LostProcessError as error:
         # The one that has gone cannot say it.

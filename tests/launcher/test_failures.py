@@ -193,6 +193,32 @@ def test_what_a_later_process_alone_cannot_read_is_said(tmp_path):
     assert f"error: {damaged}: cannot be read as an image" in result.stderr
 
 
+@pytest.mark.slow
+def test_a_mistake_is_said_once_where_rank_0_is_the_last_to_start(tmp_path):
+    """The launcher ends all processes with the first that fails, which has to have said why."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, sys, time\n"
+        "time.sleep(3 * (os.environ['RANK'] == '0'))\n"
+        "from launcher.run import main\n"
+        "sys.exit(main())\n"
+    )
+    path = write_config(tmp_path, "cross_entropy")
+    result = launch_processes(late, ["--config", str(path), "optim.lrr=1"], 2, tmp_path)
+    assert result.returncode != 0
+    assert result.stderr.count("error: command line: optim.lrr: unknown key") == 1
+
+
+def test_a_mistake_that_rank_0_has_not_lived_to_say_is_said(monkeypatch, tmp_path, capsys):
+    waited = []
+    monkeypatch.setattr("launcher.ends.time.sleep", waited.append)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--config", str(tmp_path / "nowhere.yaml")]) == 2
+    assert waited == [30]
+    assert "nowhere.yaml: cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("column", "rows", "message"),
     [

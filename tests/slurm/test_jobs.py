@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 
 import pytest
 import yaml
@@ -51,11 +52,21 @@ def test_two_nodes_train_as_one_process(cluster, config, tmp_path, fresh_process
     assert "quadratic weighted kappa" in (logs / "rank-0.log").read_text()
 
 
-def test_a_users_mistake_ends_the_job_and_is_said(cluster, config):
-    job = cluster.submit(*TWO_NODES, "slurm/train.sh", config("gce", "run"), "optim.lrr=1")
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_users_mistake_ends_the_job_and_is_said(cluster, config, tmp_path, late):
+    """Whichever rank is the first to meet it, for srun then ends the other."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ $SLURM_PROCID != {late} ] || sleep 3\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    job = cluster.submit(
+        *TWO_NODES, f"--export=ALL,MEDNOISE_PYTHON={python}",
+        "slurm/train.sh", config("gce", "run"), "optim.lrr=1",
+    )  # fmt: skip
     assert cluster.wait(job)[0] == "FAILED"
     said = (cluster.folder / f"job-{job}.out").read_text()
-    assert "unknown key; did you mean 'lr'?" in said
+    assert said.count("unknown key; did you mean 'lr'?") == 1
 
 
 def test_stopped_and_requeued_jobs_go_on_exactly(cluster, config, tmp_path):
