@@ -11,7 +11,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,12 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data.noise import NoiseConfig
 from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
-from engine.record import Record, RecordError, write_text
+from engine.record import Record, write_text
 from engine.reports.tables import Table
 from engine.run_lock import holder_of
 from engine.runtime import end_process, read_environment
 from engine.strict_yaml import parse_yaml
-from launcher import EXIT_USER_ERROR, run
+from launcher import run
+from launcher.ends import carry_out
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config, MethodConfig
 
 __all__ = ["Cell", "State", "Sweep", "cells_of", "main", "state_of"]
@@ -297,7 +297,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse_arguments(arguments)
-    try:
+
+    def work() -> int:
         sweep = load_config(Sweep, options.file)
         cells = cells_of(sweep)
         if options.command == "run":
@@ -315,11 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command == "count"
             else describe(options.file, cells, options.settings)
         )
-    except (ConfigError, RecordError, OSError) as error:
-        if read_environment().rank == 0 or isinstance(error, OSError):
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+        return 0
+
+    return carry_out(work)
 
 
 if __name__ == "__main__":
