@@ -5,7 +5,9 @@ A cluster that takes its machines back sends SIGTERM, or a signal of one's choic
 boundary all learn whether any was asked, so they stop at the same step, save, and exit alike.
 """
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,7 +21,9 @@ __all__ = ["EXIT_INTERRUPTED", "SIGNALS", "Interrupts", "RunInterruptedError"]
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
 EXIT_INTERRUPTED = 75
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# torchrun passes on the Ctrl-C that its processes had from the terminal already.
+_SECONDS_OF_ONE_CTRL_C = 1.0
 
 
 class RunInterruptedError(Exception):
@@ -31,6 +35,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._received = torch.zeros(len(SIGNALS), dtype=torch.int64)
+        self._ctrl_c_at: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -43,8 +48,22 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Nothing else: a handler runs between any two instructions, in the midst of a collective.
+        # Little more than a note: a handler runs between any two instructions, in the midst of a
+        # collective.
+        if number == signal.SIGINT:
+            self._note_ctrl_c()
         self._received[SIGNALS.index(signal.Signals(number))] += 1
+
+    def _note_ctrl_c(self) -> None:
+        """Tell who sits there what happens; a second Ctrl-C is meant to end at once."""
+        now = time.monotonic()
+        if self._ctrl_c_at is None:
+            self._ctrl_c_at = now
+            if collectives.rank() == 0:
+                # Unlike print, whole in the midst of another one.
+                os.write(2, b"\nstopping as soon as all is saved; Ctrl-C again ends at once\n")
+        elif now - self._ctrl_c_at > _SECONDS_OF_ONE_CTRL_C:
+            raise KeyboardInterrupt
 
     def raise_if_asked(self) -> None:
         """A boundary, which all ranks reach together.

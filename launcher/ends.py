@@ -18,7 +18,7 @@ from methods.method import MethodError
 from methods.separation import SeparationError
 from methods.weights import ModelError
 
-__all__ = ["EXIT_LOST_PROCESS", "USER_ERRORS", "carry_out"]
+__all__ = ["EXIT_KEYBOARD", "EXIT_LOST_PROCESS", "USER_ERRORS", "carry_out"]
 
 # What a user can mend is shown as its message alone; anything else keeps its traceback.
 USER_ERRORS = (
@@ -26,6 +26,8 @@ USER_ERRORS = (
     RecordError, SeparationError, OSError,
 )  # fmt: skip
 EXIT_LOST_PROCESS = 3
+# As shells have it: 128 and the number of SIGINT.
+EXIT_KEYBOARD = 130
 # torchrun and srun end the other processes when one has failed, so one that leaves before rank 0
 # has spoken would leave nothing said. Rank 0 may be gone, or slow beyond that; then they all speak.
 SECONDS_FOR_RANK_0 = 30.0
@@ -40,7 +42,7 @@ def carry_out(work: Callable[[], int], met_alone: tuple[type[Exception], ...] = 
 
     Returns:
         The exit code: the work's, 2 for what the user can mend, 3 for another process that has
-        gone. Errors have been said.
+        gone, 130 for Ctrl-C. Errors have been said.
     """
     rank = read_environment().rank
     try:
@@ -52,6 +54,10 @@ def carry_out(work: Callable[[], int], met_alone: tuple[type[Exception], ...] = 
             time.sleep(SECONDS_FOR_RANK_0)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("stopped by the keyboard", file=sys.stderr)
+        return EXIT_KEYBOARD
     except LostProcessError as error:
         # The one that has gone cannot say it.
         print(f"error: [rank {rank}] {error}", file=sys.stderr)

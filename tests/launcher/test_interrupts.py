@@ -12,7 +12,8 @@ import torch
 from method_settings import METHOD_SETTINGS, write_config
 from run_folders import assert_equal_trees, read_checkpoint, read_record, untimed
 
-from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
+from engine.interrupts import EXIT_INTERRUPTED, SIGNALS, Interrupts, RunInterruptedError
+from launcher.ends import EXIT_KEYBOARD
 from launcher.run import main
 
 pytestmark = pytest.mark.usefixtures("fresh_processes")
@@ -105,11 +106,42 @@ def test_what_is_said_and_saved(fresh_processes, ask_at, tmp_path, capsys):
     assert names == ["epoch-0000-step-000003"]
 
 
+def test_ctrl_c_is_said_at_once_and_loses_no_step(fresh_processes, ask_at, tmp_path, capfd):
+    ask_at(IN_STEPS, signal.SIGINT)
+    assert run(tmp_path, "elr") == EXIT_INTERRUPTED
+    error = capfd.readouterr().err
+    assert error.count("Ctrl-C again ends at once") == 1 and "Traceback" not in error
+    assert "stopped by SIGINT in epoch 1, step 3 of 6, all is saved" in error
+    names = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert names == ["epoch-0000-step-000003"]
+
+
+@pytest.mark.parametrize(("seconds_between", "ends_at_once"), [(0.1, False), (2.0, True)])
+def test_a_second_ctrl_c_ends_at_once(
+    fresh_processes, monkeypatch, tmp_path, capfd, seconds_between, ends_at_once
+):
+    """Unless it is the same one, passed on by what started the processes."""
+    times = iter((0.0, seconds_between))
+    look = Interrupts.raise_if_asked
+
+    def look_after_two(self):
+        with monkeypatch.context() as patched:
+            patched.setattr("engine.interrupts.time.monotonic", lambda: next(times))
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+        look(self)
+
+    monkeypatch.setattr(Interrupts, "raise_if_asked", look_after_two)
+    assert run(tmp_path, "gce") == (EXIT_KEYBOARD if ends_at_once else EXIT_INTERRUPTED)
+    error = capfd.readouterr().err
+    assert ("stopped by the keyboard" in error) == ends_at_once and "Traceback" not in error
+
+
 def test_handlers_are_those_of_before_afterwards(tmp_path, ask_at):
-    before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in SIGNALS]
     ask_at(1)
     assert run(tmp_path, "gce") == EXIT_INTERRUPTED
-    assert (signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_saving_in_mid_epoch_changes_nothing(fresh_processes, whole, tmp_path):
@@ -182,7 +214,7 @@ def test_all_ranks_learn_of_a_signal_to_one(monkeypatch):
     interrupts = Interrupts()
     interrupts.raise_if_asked()
     monkeypatch.setattr(
-        "engine.collectives.all_reduce_sum", lambda mine: mine + torch.tensor([1, 2])
+        "engine.collectives.all_reduce_sum", lambda mine: mine + torch.tensor([1, 2, 0])
     )
     with pytest.raises(RunInterruptedError, match="SIGTERM and SIGUSR1"):
         interrupts.raise_if_asked()

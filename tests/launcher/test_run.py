@@ -173,7 +173,7 @@ def interrupt(monkeypatch):
     def arm(epochs_done):
         def stop(self, snapshot, protected=()):
             if snapshot.epochs_done == epochs_done:
-                raise KeyboardInterrupt
+                raise SystemExit
             return save(self, snapshot, protected)
 
         monkeypatch.setattr(Checkpoints, "save", stop)
@@ -186,7 +186,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(launch, finished, interru
     folder, method = finished
     for stop in (1, 2, 3):
         interrupt(stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             launch("--resume", "auto", method=method)
         # The record was a line ahead of the checkpoints.
         assert len(read_record(tmp_path / "run")) == stop

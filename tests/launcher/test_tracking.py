@@ -146,11 +146,11 @@ def test_cut_off_twice_the_parts_hold_each_row_once(start, ask_at, monkeypatch, 
 
     def cut_off(tracker, epochs):
         if len(epochs) == 2:
-            raise KeyboardInterrupt
+            raise SystemExit
         show(tracker, epochs)
 
     monkeypatch.setattr(Tracker, "show_epoch", cut_off)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         start()
     monkeypatch.setattr(Tracker, "show_epoch", show)
     assert start() == 0
@@ -205,10 +205,10 @@ def test_a_run_without_a_checkpoint_keeps_its_id(start, monkeypatch, tmp_path):
     draw = Tracker.draw
 
     def cut_off(tracker, epoch):
-        raise KeyboardInterrupt
+        raise SystemExit
 
     monkeypatch.setattr(Tracker, "draw", cut_off)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         start()
     monkeypatch.setattr(Tracker, "draw", draw)
     assert start() == 0
