@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -219,26 +220,24 @@ class Views:
         )  # fmt: skip
         if config.resamples:
             images = images.contiguous()
-            result = resample(images.float(), _geometry(config, draws, mirrored).to(device))
+            result = resample(images.float(), _sent(_geometry(config, draws, mirrored), device))
         else:
-            result = flip(images, *mirrored.to(device).unbind(1)).float()
+            result = flip(images, *_sent(mirrored, device).unbind(1)).float()
         result /= 255
         if config.recolours:
-            matrices, offsets = _colours(config, draws)
-            result = recolour(result, matrices.to(device), offsets.to(device) * mean_luma(images))
+            matrices, offsets = (_sent(values, device) for values in _colours(config, draws))
+            result = recolour(result, matrices, offsets * mean_luma(images))
         blurred = np.flatnonzero(draws["blur"] < config.blur)
         if len(blurred):
             largest = config.blur_sigma * images.shape[-1]
             sigmas = (1 - draws["blur_sigma"][blurred]) * largest  # in (0, largest]
-            rows = _tensor(blurred).to(device)
-            result[rows] = blur(result[rows], _tensor(sigmas), radius=math.ceil(3 * largest))
+            rows, sigmas_there = (_sent(_tensor(values), device) for values in (blurred, sigmas))
+            result[rows] = blur(result[rows], sigmas_there, radius=math.ceil(3 * largest))
         return result
 
     def _normalise(self, images: Tensor) -> Tensor:
         """Shift and scale the channels of (B, 3, S, S) images in [0, 1], in place."""
-        mean, std = (
-            images.new_tensor(v)[:, None, None] for v in (self.config.mean, self.config.std)
-        )
+        mean, std = (_by_channel(v, images.device) for v in (self.config.mean, self.config.std))
         return images.sub_(mean).div_(std)
 
 
@@ -250,6 +249,19 @@ def _pieces(images: Tensor) -> Iterator[slice]:
         size = max(1, num)
     for start in range(0, num, size):
         yield slice(start, start + size)
+
+
+@cache
+def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """(3, 1, 1) float32, copied to the device once."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on the images' device; a GPU gets them in its turn, and nobody waits for it."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _tensor(values: NDArray[np.generic]) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "all_reduce_sum_with_grad",
     "average_batch_statistics",
     "broadcast",
+    "gather_equal_rows",
     "gather_objects",
     "gather_rows",
     "gather_with_grad",
@@ -146,6 +147,30 @@ def gather_with_grad(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def _gather(mine: Tensor) -> Tensor:
+    """(num_ranks, B, ...) of each rank's (B, ...), as the wire takes it, the same B on all."""
+    everywhere = mine.new_empty(num_ranks(), *mine.shape)
+    dist.all_gather(list(everywhere), mine)
+    return everywhere
+
+
+def gather_equal_rows(tensor: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, where all hold as many, such as slices of a global batch.
+
+    Nobody asks how many there are, so a GPU is not waited for.
+
+    Args:
+        tensor: (B, ...), the same shape and dtype on every rank.
+
+    Returns:
+        (B * num_ranks, ...) on the device of ``tensor``, without gradient.
+    """
+    if num_ranks() == 1:
+        return tensor.detach().clone()
+    rows = _gather(_on_the_wire(_as_bytes(tensor))).view(tensor.dtype)
+    return rows.reshape(-1, *tensor.shape[1:]).to(tensor.device)
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """Rows of all ranks in rank order, where ranks may hold different numbers of rows.
 
@@ -164,8 +189,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
     longest = max(lengths)
     if len(mine) < longest:
         mine = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
-    padded = mine.new_empty(len(lengths), longest, *mine.shape[1:])
-    dist.all_gather(list(padded), mine)
+    padded = _gather(mine)
     if min(lengths) == longest:
         rows = padded.flatten(0, 1)
     else:

@@ -96,7 +96,11 @@ class Ledger:
         Integers come as int64, in which torch takes indices and classes.
         """
         index = sample_ids.cpu()
-        rows = {name: value[index].to(device) for name, value in self._values.items()}
+        rows = {name: value[index] for name, value in self._values.items()}
+        if device.type == "cuda":
+            # From here copies arrive in their turn, and this process need not wait for them.
+            rows = {name: value.pin_memory() for name, value in rows.items()}
+        rows = {name: value.to(device, non_blocking=True) for name, value in rows.items()}
         return {k: v if v.is_floating_point() else v.long() for k, v in rows.items()}
 
     def fill(self, name: str, values: Tensor) -> None:

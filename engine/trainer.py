@@ -211,7 +211,7 @@ class Trainer:
         torch.manual_seed(hash((task.seed, step, collectives.rank())) & (2**63 - 1))
         rate = self._rate(step)
         rows = self.ledger.rows(sample_ids, device)
-        batch = Batch(sample_ids.to(device), views, rows, epoch, step)
+        batch = Batch(sample_ids.to(device, non_blocking=True), views, rows, epoch, step)
         terms = self.stepper.wrapped(batch)
         loss, shares = global_loss(terms, sample_ids)
         self.stepper.step(loss, rate)

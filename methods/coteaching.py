@@ -85,7 +85,7 @@ def smallest_losses(losses: Tensor, rate: float) -> Tensor:
     Returns:
         (B,) bool. Losses (3, 1, 2) at a rate of 2/3: (False, True, True).
     """
-    everywhere = collectives.gather_rows(losses.detach())
+    everywhere = collectives.gather_equal_rows(losses)
     # Not a sample less because of the rounding of 0.6 * 10.
     num_kept = max(int(rate * len(everywhere) + 1e-6), 1)
     chosen = torch.zeros_like(everywhere, dtype=torch.bool)

@@ -55,4 +55,4 @@ class CrossEntropy(Single):
         if self.config.mixup_alpha == 0:
             batch.note(logits)
         losses = soft_cross_entropy(logits, targets)
-        return {"cross_entropy": Term(losses.sum(), losses.new_tensor(len(losses)))}
+        return {"cross_entropy": Term(losses.sum(), losses.new_full((), len(losses)))}

@@ -203,7 +203,7 @@ class DivideMix(Pair):
         # Not by probabilities: where one underflows to 0, the slope of p log p is infinite.
         log_probabilities = F.log_softmax(logits, dim=-1)
         negative_entropy = (log_probabilities.exp() * log_probabilities).sum(-1)
-        count = losses.new_tensor(len(losses))
+        count = losses.new_full((), len(losses))
         return {
             "warm_up": Term(losses.sum(), count),
             "confidence": Term(negative_entropy.sum(), count, self.config.confidence_penalty),

@@ -150,7 +150,7 @@ def running_target(old: Tensor, predicted: Tensor, beta: float) -> Tensor:
 def _terms(logits: Tensor, given: Tensor, targets: Tensor, weight: float) -> dict[str, Term]:
     cross_entropy = soft_cross_entropy(logits, given)
     penalty = early_learning_penalty(logits, targets)
-    count = penalty.new_tensor(len(penalty))
+    count = penalty.new_full((), len(penalty))
     return {
         "cross_entropy": Term(cross_entropy.sum(), count),
         "early_learning": Term(penalty.sum(), count, weight),

@@ -41,4 +41,4 @@ class GCE(Single):
         logits: Tensor = self.network(batch.views["image"]).logits
         batch.note(logits)
         losses = generalised_cross_entropy(logits, targets, self.config.q)
-        return {"gce": Term(losses.sum(), losses.new_tensor(len(losses)))}
+        return {"gce": Term(losses.sum(), losses.new_full((), len(losses)))}

@@ -84,6 +84,11 @@ class ModelConfig(BaseModel):
                 "micro_batch_size and norm: sync would see pieces, not the batch; take norm group "
                 "or frozen, or recompute"
             )
+        if self.norm == "sync" and self.compile:
+            raise ValueError(
+                "compile and norm: sync: both set; a compiled pass would end at each synchronised "
+                "layer; take norm batch, group or frozen"
+            )
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs: set without compile, whose passes it records")
         if self.cuda_graphs and self.micro_batch_size is not None:

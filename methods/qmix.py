@@ -242,7 +242,7 @@ class QMix(Pair):
         assert network.projector is not None
         losses = F.cross_entropy(logits.float(), labels, reduction="sum")
         idle = self.untouched(network.projector)
-        return {"warm_up": Term(losses + idle, losses.new_tensor(len(labels)))}
+        return {"warm_up": Term(losses + idle, losses.new_full((), len(labels)))}
 
     def _targets(self, labelled: Tensor, index: int, rows: Mapping[str, Tensor]) -> Tensor:
         """Refined labels (B, C) that network ``index`` is trained towards."""
@@ -282,7 +282,7 @@ class QMix(Pair):
         start = collectives.rank() * len(classes)
         total, count = supervised_contrastive(
             embedding, classes,
-            collectives.gather_with_grad(embedding), collectives.gather_rows(classes),
+            collectives.gather_with_grad(embedding), collectives.gather_equal_rows(classes),
             own_index=torch.arange(start, start + len(classes), device=classes.device),
             temperature=self.config.contrastive_temperature,
         )  # fmt: skip

@@ -50,9 +50,9 @@ class KeyQueue(nn.Module):
         """
         num_new = keys.shape[1] * collectives.num_ranks()
         places = (self.position + torch.arange(num_new, device=keys.device)) % self.size
-        by_sample = collectives.gather_rows(keys.transpose(0, 1).contiguous())
+        by_sample = collectives.gather_equal_rows(keys.transpose(0, 1).contiguous())
         self.keys[:, places] = by_sample.transpose(0, 1).to(self.keys.dtype)
-        gathered = collectives.gather_rows(probabilities)
+        gathered = collectives.gather_equal_rows(probabilities)
         self.probabilities[places] = gathered.to(self.probabilities.dtype)
         self.position.copy_((self.position + num_new) % self.size)
         self.num_filled.copy_((self.num_filled + num_new).clamp_max(self.size))

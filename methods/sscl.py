@@ -204,7 +204,7 @@ class SSCL(Method):
             for query, past in zip(queries, self.queue.keys.flip(0), strict=True)
         ]  # fmt: skip
         bottleneck = information_bottleneck(queries.flatten(0, 1), keys.flip(0).flatten(0, 1))
-        pairs = logits.new_tensor(NUM_STRONG * size, dtype=torch.float32)
+        pairs = logits.new_full((), NUM_STRONG * size, dtype=torch.float32)
         return {
             "robust": self._robust_term(logits, batch.rows),
             "similarity": Term(torch.cat(contrast).sum(), pairs, self.config.lambda_similarity),

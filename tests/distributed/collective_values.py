@@ -56,6 +56,15 @@ def uneven_rows():
     return results
 
 
+def equal_rows():
+    """Processes hold two rows each."""
+    rows = 10 * collectives.rank() + torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    results = {"column": collectives.gather_equal_rows(rows[:, 1].requires_grad_())}
+    for dtype in (torch.float32, torch.int64, torch.bool):
+        results[str(dtype)] = collectives.gather_equal_rows(rows.to(dtype))
+    return results
+
+
 def pairwise_loss(rows, others, weights):
     """sum over i of rows, j of others of w_i (x_i . x_j)^2: like a contrastive term."""
     return (weights[:, :1] * (rows @ others.T).square()).sum()
@@ -191,6 +200,7 @@ def loss_that_is_not_finite():
 VALUES = (
     sums,
     uneven_rows,
+    equal_rows,
     gradients,
     agreement,
     on_main_alone,

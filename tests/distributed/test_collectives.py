@@ -49,6 +49,17 @@ def test_uneven_rows_arrive_in_rank_order(ranks, name, lengths):
             assert torch.equal(found[f"{name}_{dtype}"], expected.to(dtype))
 
 
+def test_equal_rows_arrive_in_rank_order(alone, ranks):
+    own = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    for results, num_ranks in [(alone, 1), *((found, len(ranks)) for found in ranks)]:
+        expected = torch.cat([own + 10 * rank for rank in range(num_ranks)])
+        found = results["equal_rows"]
+        assert torch.equal(found["column"], expected[:, 1]) and not found["column"].requires_grad
+        for dtype in (torch.float32, torch.int64, torch.bool):
+            assert found[str(dtype)].dtype == dtype
+            assert torch.equal(found[str(dtype)], expected.to(dtype))
+
+
 def test_gradients_are_those_of_the_summed_loss(ranks):
     """Differentiated here in one piece, with nothing distributed."""
     rows, weights = table().requires_grad_(), table().flip(0)

@@ -53,7 +53,7 @@ def test_the_number_that_is_kept(rate, num_losses, num_kept):
 def test_the_choice_is_made_in_the_global_batch(monkeypatch):
     """Of two ranks' losses (3, 1) and (0.5, 2) the half is 1 and 0.5."""
     parts = [torch.tensor([3.0, 1.0]), torch.tensor([0.5, 2.0])]
-    monkeypatch.setattr(collectives, "gather_rows", lambda mine: torch.cat(parts))
+    monkeypatch.setattr(collectives, "gather_equal_rows", lambda mine: torch.cat(parts))
     for rank, expected in enumerate([[False, True], [True, False]]):
         monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         assert smallest_losses(parts[rank], 0.5).tolist() == expected

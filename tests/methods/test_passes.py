@@ -73,6 +73,11 @@ def test_pieces_are_not_synchronised_one_by_one():
         small(micro_batch_size=4, norm="sync")
 
 
+def test_compiled_passes_are_not_cut_at_synchronised_layers():
+    with pytest.raises(ValidationError, match="compile and norm: sync: both set"):
+        small(compile=True, norm="sync")
+
+
 @pytest.mark.parametrize("saver", SAVERS, ids=str)
 def test_weights_keep_their_names_and_a_copy_follows_its_own(saver):
     network = small(**saver)

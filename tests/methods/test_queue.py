@@ -68,7 +68,7 @@ def test_ranks_hold_the_same_queue_and_know_their_own_places(monkeypatch):
     for first in (0, 4):
         keys, probabilities = entries(first, 4)
         gathered = iter([keys.transpose(0, 1), probabilities])
-        monkeypatch.setattr(collectives, "gather_rows", lambda mine, it=gathered: next(it))
+        monkeypatch.setattr(collectives, "gather_equal_rows", lambda mine, it=gathered: next(it))
         places.append(queue.enter(keys[:, 2:], probabilities[2:]).tolist())
     assert places == [[2, 3], [0, 1]]
     assert queue.probabilities[:, 0].tolist() == [6, 7, 2, 3, 4, 5]
