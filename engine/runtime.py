@@ -80,12 +80,14 @@ class ProcessEnvironment(NamedTuple):
         world_size: Number of processes.
         zero_stage: Stage of ZeRO that ``accelerate launch`` was configured with; 0 = DDP.
         deepspeed_file: File of DeepSpeed's settings that it was given; empty = none.
+        local_world_size: Number of processes on this machine; 1 where the launcher does not tell.
     """
 
     rank: int
     world_size: int
     zero_stage: int
     deepspeed_file: str
+    local_world_size: int
 
 
 def read_environment() -> ProcessEnvironment:
@@ -98,6 +100,7 @@ def read_environment() -> ProcessEnvironment:
         world_size=int(variables.get("WORLD_SIZE", "1")),
         zero_stage=int(stage),
         deepspeed_file=variables.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""),
+        local_world_size=int(variables.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 
@@ -137,8 +140,12 @@ class LostProcessError(RuntimeError):
     """Another process of the run has gone, or has not answered in time."""
 
 
-# What torch's back ends say where a peer has gone or is silent; gloo has no exception for it.
-_SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout")
+# What torch's back ends say where a peer has gone or is silent; gloo has no exception for it. NCCL
+# says more than that: what it was set up wrongly with, which is for the user to read in full.
+_SIGNS_OF_LOSS = (
+    "gloo", "ncclremoteerror", "remote process exited", "connection closed", "connection reset",
+    "communicator was aborted", "timed out", "timeout",
+)  # fmt: skip
 
 
 def is_lost_process(error: RuntimeError) -> bool:
@@ -147,9 +154,13 @@ def is_lost_process(error: RuntimeError) -> bool:
         return False
     # Of the meeting point of all processes too, whose messages have none of the signs at times;
     # absent where torch was built without processes.
-    kind = getattr(torch.distributed, "DistError", ())
+    kinds = tuple(
+        getattr(torch.distributed, name)
+        for name in ("DistNetworkError", "DistStoreError")
+        if hasattr(torch.distributed, name)
+    )
     text = str(error).lower()
-    return isinstance(error, kind) or any(sign in text for sign in _SIGNS_OF_LOSS)
+    return isinstance(error, kinds) or any(sign in text for sign in _SIGNS_OF_LOSS)
 
 
 def first_line(error: Exception) -> str:
@@ -168,13 +179,20 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
         random state, schedules and tracking are this project's own.
 
     Raises:
-        ConfigError: Half precision without a GPU, which accelerate would quietly leave out; or ZeRO
-            in a way that is not supported.
+        ConfigError: Half precision without a GPU, which accelerate would quietly leave out; more
+            processes than GPUs, of which it would give one to several; or ZeRO in a way that is not
+            supported.
     """
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     if on_cpu and config.precision == "fp16":
         raise ConfigError("runtime.precision: fp16 needs a GPU; use bf16 or fp32 here")
     environment = read_environment()
+    if not on_cpu and environment.local_world_size > max(torch.cuda.device_count(), 1):
+        raise ConfigError(
+            f"{environment.local_world_size} processes were started on a machine with "
+            f"{torch.cuda.device_count()} GPU(s); start at most one for each (--num_processes), or "
+            "set runtime.device=cpu"
+        )
     plugin = _zero_plugin(config, environment, on_cpu)
     # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in between
     # (pytorch#22095); statistics are averaged after each step instead.

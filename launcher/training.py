@@ -109,7 +109,7 @@ def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     versions = _versions() | {"python": platform.python_version()}
     facts = run_facts(data, collectives.num_ranks(), versions)
     # Nobody writes before everybody has looked at what is there.
-    saver.trainer.accelerator.wait_for_everyone()
+    collectives.gather_objects(None)
     collectives.on_main(lambda: _write_settings(config, facts))
     saver.facts = (snapshot and snapshot.facts) or gather_facts(data, saver.trainer.task)
     saver.restore(snapshot)

@@ -8,6 +8,10 @@ shift
 # A lone process needs no process group.
 if ((SLURM_NTASKS > 1)); then
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+    # Where each task is shown its own GPU alone (--gpus-per-task), that is GPU 0 to it.
+    if [[ -n "${CUDA_VISIBLE_DEVICES:-}" && $CUDA_VISIBLE_DEVICES != *,* ]]; then
+        LOCAL_RANK=0
+    fi
 fi
 
 # The signals of a job reach this shell as well, which has to outlive the command.

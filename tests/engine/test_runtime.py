@@ -14,6 +14,10 @@ from engine.config import ConfigError
 from engine.runtime import RuntimeConfig, is_lost_process, read_environment, start_processes
 
 CPU = {"device": "cpu"}
+# As torch and NCCL word them.
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled error, NCCL version 2.28\n{}"
+REMOTE = "A call failed possibly due to a network error or a remote process exiting prematurely."
+DUPLICATE = "This usually reflects invalid usage.\nLast error:\nDuplicate GPU detected : rank 1"
 
 
 @pytest.fixture
@@ -22,6 +26,7 @@ def environment(monkeypatch, fresh_processes):
     names = (
         "RANK",
         "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
         "ACCELERATE_USE_DEEPSPEED",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE",
@@ -36,7 +41,7 @@ def environment(monkeypatch, fresh_processes):
 
 
 def test_a_plain_process_is_alone_and_shares_nothing(environment):
-    assert read_environment() == (0, 1, 0, "")
+    assert read_environment() == (0, 1, 0, "", 1)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -84,6 +89,15 @@ def test_fp16_is_refused_where_losses_cannot_be_scaled(environment, monkeypatch)
         start_processes(RuntimeConfig(precision="fp16", zero_stage=1))
 
 
+def test_more_processes_than_gpus_are_refused(environment, monkeypatch):
+    """accelerate would give one GPU to several, of which NCCL says nothing a user understands."""
+    environment(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"^2 processes .* with 1 GPU\(s\); start at most one"):
+        start_processes(RuntimeConfig())
+
+
 def test_deepspeed_absent_names_the_extra(environment, monkeypatch):
     environment(WORLD_SIZE="2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -97,6 +111,8 @@ def test_deepspeed_absent_names_the_extra(environment, monkeypatch):
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), True),
         (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), True),
         (RuntimeError("shapes differ"), False),
+        (torch.distributed.DistBackendError(NCCL.format("ncclRemoteError: " + REMOTE)), True),
+        (torch.distributed.DistBackendError(NCCL.format("ncclInvalidUsage: " + DUPLICATE)), False),
     ],
 )
 def test_a_lost_process_is_told_from_a_defect(environment, error, is_lost):

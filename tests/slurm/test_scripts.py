@@ -94,6 +94,13 @@ def test_each_rank_is_told_its_place(submit, requeued, tmp_path):
     assert requeued() == []
 
 
+@pytest.mark.parametrize(("visible", "local_rank"), [("", "1"), ("0,1", "1"), ("3", "0")])
+def test_a_task_that_is_shown_one_gpu_takes_that(submit, tmp_path, visible, local_rank):
+    assert submit("train.sh", "c.yaml", CUDA_VISIBLE_DEVICES=visible).returncode == 0
+    said = (tmp_path / "environment-1").read_text().splitlines()
+    assert f"LOCAL_RANK={local_rank}" in said and "RANK=1" in said
+
+
 def test_a_lone_rank_has_no_process_group(submit, tmp_path):
     assert submit("train.sh", "configs/mine.yaml", SLURM_NTASKS="1").returncode == 0
     assert "WORLD_SIZE" not in (tmp_path / "environment-0").read_text()
