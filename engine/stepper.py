@@ -20,6 +20,9 @@ from engine.plan import per_rank_batch_size
 
 __all__ = ["Stepper", "ZeroStepper", "build_stepper"]
 
+# Gradients that ZeRO exchanges at once: 100 MB in float32, as much as most ResNets have.
+LARGEST_BUCKET = 25_600_000
+
 
 def build_stepper(accelerator: Accelerator, module: nn.Module, config: OptimConfig) -> "Stepper":
     """The stepper of the way in which the processes were started."""
@@ -71,7 +74,17 @@ class Stepper:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, after the weights of the module."""
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        # The state may have been saved on another kind of device or by ZeRO: a fused step needs it
+        # laid out as the weights are.
+        for group, is_fused in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = is_fused
+            for parameter in group["params"]:
+                own = self.optimizer.state[parameter]
+                for key, value in own.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        own[key] = torch.empty_like(parameter).copy_(value)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -96,6 +109,12 @@ class ZeroStepper(Stepper):
             config.batch_size, accelerator.num_processes
         )
         settings["gradient_clipping"] = config.clip_norm or 0.0
+        sizes = [p.numel() for p in module.parameters() if p.requires_grad]
+        # Left to itself it takes buffers for 500 million gradients, however few there are.
+        bucket = max(*sizes, min(sum(sizes), LARGEST_BUCKET))
+        bucket += -bucket % 128  # it asks for a multiple of 2 for the sake of NCCL
+        for kind in ("reduce", "allgather"):
+            settings["zero_optimization"][f"{kind}_bucket_size"] = bucket
         if accelerator.mixed_precision == "bf16":
             # What accelerate does under DDP; DeepSpeed would round the weights themselves.
             autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
@@ -120,7 +139,7 @@ class ZeroStepper(Stepper):
                 if value.shape == own.shape:
                     whole = _gather(parameters, value)
                 else:  # a count of steps, of which every parameter has its own
-                    whole = [value.clone() for _ in numbers]
+                    whole = [value.to("cpu", copy=True) for _ in numbers]
                 for number, tensor in zip(numbers, whole, strict=True):
                     state.setdefault(number, {})[key] = tensor
             groups.append({**group, "params": numbers})
@@ -162,7 +181,8 @@ def _gather(parameters: Sequence[nn.Parameter], own: Tensor) -> list[Tensor]:
     whole = own.new_zeros(sum(sizes))
     for among_all, in_slice in _fragments(parameters):
         whole[among_all] = own[in_slice]
-    parts = collectives.all_reduce_sum(whole).split(sizes)
+    # To the CPU one after the other: on a GPU the whole state would take what ZeRO saves.
+    parts = collectives.all_reduce_sum(whole).cpu().split(sizes)
     return [part.view(p.shape).clone() for part, p in zip(parts, parameters, strict=True)]
 
 
