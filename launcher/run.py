@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.manifest import TRAIN
@@ -24,6 +25,7 @@ from engine.runtime import (
 )
 from launcher.assemble import build_method, load_noisy_data, run_facts
 from launcher.ends import carry_out
+from launcher.reference import describe_settings
 from launcher.settings import Config
 from launcher.show import describe_audit, describe_plan, describe_result
 from launcher.training import train
@@ -31,6 +33,18 @@ from launcher.training import train
 __all__ = ["main"]
 
 logger = logging.getLogger("mednoise")
+
+
+class _ShowSettings(argparse.Action):
+    """As ``--help``: print and stop, whatever else is given or missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        wanted = arguments[1]
+        text = describe_settings(wanted)
+        if not text:
+            parser.error(f"--settings {wanted}: no key begins so, and no method is called so")
+        print(text)
+        parser.exit()
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -44,6 +58,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that win over the file"
     )
+    parser.add_argument(
+        "--settings", nargs="?", const="", action=_ShowSettings, metavar="BEGINNING",
+        help="print every setting with its default and meaning and stop; of one section (optim) "
+        "or method (qmix) where named",
+    )  # fmt: skip
     parser.add_argument(
         "--check", action="store_true",
         help="validate configuration, data and number of processes, print the plan, and stop",
