@@ -102,10 +102,13 @@ def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
         logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
     if snapshot is not None:
         _require_same_settings(snapshot, config)
-        logger.info(
-            "going on from %s, %d steps into epoch %d of %d",
-            snapshot.name, snapshot.steps_done, snapshot.epochs_done + 1, config.run.epochs,
-        )  # fmt: skip
+        if snapshot.epochs_done >= config.run.epochs:
+            logger.info("%s: run.epochs %d are done already", snapshot.name, config.run.epochs)
+        else:
+            logger.info(
+                "going on from %s, %d steps into epoch %d of %d",
+                snapshot.name, snapshot.steps_done, snapshot.epochs_done + 1, config.run.epochs,
+            )  # fmt: skip
     versions = _versions() | {"python": platform.python_version()}
     facts = run_facts(data, collectives.num_ranks(), versions)
     # Nobody writes before everybody has looked at what is there.

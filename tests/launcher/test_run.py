@@ -196,6 +196,15 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(launch, finished, interru
     assert_equal_trees(read_checkpoint(tmp_path / "run"), read_checkpoint(folder))
 
 
+def test_a_run_that_has_all_its_epochs_says_so(launch, finished, copied, caplog, tmp_path):
+    _, method = finished
+    caplog.set_level("INFO")
+    record = read_record(tmp_path / "run")
+    assert launch("--resume", "auto", method=method, run={"epochs": len(record) - 1}) == 0
+    assert f"run.epochs {len(record) - 1} are done already" in caplog.text
+    assert read_record(tmp_path / "run") == record
+
+
 def test_a_damaged_checkpoint_is_passed_over(launch, finished, copied, caplog):
     folder, method = finished
     weights = copied / "checkpoints" / "epoch-0003" / "method.safetensors"
