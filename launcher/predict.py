@@ -5,7 +5,9 @@ import csv
 import hashlib
 import io
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data.errors import DataError
+from data.manifest import PackedStrings
 from data.quality import ImageQuality, image_statistics
 from data.turns import Turn, known_turns
 from data.unlabelled import UnlabelledImages, list_images, load_batches
@@ -98,14 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Check everything, predict, write the result and say what was found; returns the exit code."""
-    if options.out.is_dir():
-        raise ConfigError(f"--out: {options.out} is a folder; expected a CSV file to write")
     model = load_trained(options.checkpoint, options.which)
     turns = _choose_turns(model, options.views)
     images = list_images(options.images, options.column)
     try:
         accelerator = start_processes(_runtime(model, options.device))
         _require_equal_lists(images)
+        collectives.on_main(lambda: _require_free(options.out, options.images, images.paths))
         found = _predict(model, images, turns, accelerator, options)
         collectives.on_main(lambda: _write(options.out, _table(model, images, found, turns)))
     except RuntimeError as error:
@@ -151,6 +153,30 @@ def _require_equal_lists(images: UnlabelledImages) -> None:
     digest = hashlib.sha256("\0".join(images.paths).encode()).hexdigest()
     if not collectives.all_equal(digest):
         raise DataError("--images: the processes found different files; wait until all are there")
+
+
+def _require_free(out: Path, sources: Sequence[Path], images: PackedStrings) -> None:
+    """Refuse, before hours of predicting, a result that overwrites other things or cannot be."""
+    if out.is_dir():
+        raise ConfigError(f"--out: {out} is a folder; expected a CSV file to write")
+    if out.exists():
+        # To look at each image's file would take long; what is lost has the result's name.
+        namesakes = [Path(path) for path in images if os.path.basename(path) == out.name]
+        if any(path.exists() and out.samefile(path) for path in [*sources, *namesakes]):
+            raise ConfigError(f"--out: {out} is one of --images; expected another file to write")
+        if out.suffix.lower() != ".csv":
+            raise ConfigError(
+                f"--out: {out} is there and not a .csv; expected a new file, or a .csv to replace"
+            )
+        if not os.access(out, os.W_OK):
+            raise ConfigError(f"--out: {out} is read-only; expected a file that may be replaced")
+    folder = next(path for path in out.absolute().parents if os.path.lexists(path))
+    try:
+        # It has no name: whatever ends the command leaves nothing behind.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {folder}: {error.strerror}") from error
 
 
 def _predict(

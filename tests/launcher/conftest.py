@@ -9,10 +9,12 @@ import yaml
 from accelerate.state import AcceleratorState
 from method_settings import tiny_config
 from PIL import Image
+from prediction_tables import read_table
 from tiny_runs import make_config, noisy_data
 
 from launcher import run
 from launcher.assemble import load_noisy_data
+from launcher.predict import main as predict_main
 from launcher.settings import Config
 
 CLASSES = ("grade 0", "grade 1", "grade 2", "grade 3", "grade 4")
@@ -76,3 +78,17 @@ def trained(tmp_path_factory):
         return finished[method]
 
     return train
+
+
+@pytest.fixture
+def predict(tmp_path, capsys):
+    """Runs launcher/predict.py; returns the rows, what was printed, and the exit code."""
+
+    def call(checkpoint, *images, options=(), code=0):
+        out = tmp_path / "out" / "predictions.csv"
+        arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+        assert predict_main([*arguments, *options, "--images", *map(str, images)]) == code
+        printed = capsys.readouterr()
+        return (read_table(out) if out.exists() else None), printed.out + printed.err
+
+    return call

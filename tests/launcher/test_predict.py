@@ -11,7 +11,7 @@ import torch
 import yaml
 from method_settings import tiny_config
 from PIL import Image
-from prediction_tables import probabilities, read_table
+from prediction_tables import probabilities
 from processes import ROOT, launch
 from run_folders import read_record
 
@@ -24,20 +24,6 @@ from launcher.predict import main
 from launcher.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("fresh_processes")
-
-
-@pytest.fixture
-def predict(tmp_path, capsys):
-    """Runs the command line; returns the rows, what was printed, and the exit code."""
-
-    def call(checkpoint, *images, options=(), code=0):
-        out = tmp_path / "out" / "predictions.csv"
-        arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
-        assert main([*arguments, *options, "--images", *map(str, images)]) == code
-        printed = capsys.readouterr()
-        return (read_table(out) if out.exists() else None), printed.out + printed.err
-
-    return call
 
 
 def write_names(folder, names, column="image"):
@@ -304,20 +290,6 @@ def test_a_process_that_never_comes_is_one_line(trained, predict, monkeypatch):
     _, printed = predict(run.run, run.data / "images/000.png", code=3)
     assert printed.endswith("process has gone or did not answer: 1/2 clients joined.\n")
     assert "Traceback" not in printed
-
-
-def test_a_full_disk_leaves_the_earlier_result(trained, predict, tmp_path, monkeypatch):
-    run = trained("cross_entropy")
-    predict(run.run, run.data / "images/000.png")
-    before = (tmp_path / "out/predictions.csv").read_bytes()
-
-    def full(path, text):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("launcher.predict.write_text", full)
-    _, printed = predict(run.run, run.data / "images/001.png", code=2)
-    assert "No space left" in printed
-    assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
 @pytest.mark.slow
