@@ -10,6 +10,8 @@ from method_settings import write_config
 from tiny_runs import make_config
 
 from data.manifest import LEFT_OUT
+from engine.audit.findings import Evidence, Samples, examine
+from engine.audit.review import render_review
 from launcher.assemble import load_noisy_data
 from launcher.run import main
 
@@ -116,6 +118,50 @@ def test_numbers_and_the_list_choose_any_class(audited, open_page):
     another = (next_given + 2) % len(names)
     Select(driver.find_element("id", "class")).select_by_value(str(another))
     assert decisions(driver)[1] == f"change to {names[another]}"
+    assert complaints(driver) == []
+
+
+def page_of(folder, class_names):
+    """A page of one image that was given the second class."""
+    probabilities = np.full((1, 1, len(class_names)), 1 / len(class_names), np.float32)
+    evidence = Evidence(
+        sample_ids=np.array([0]), given=np.array([1]), final=probabilities,
+        running=probabilities[0], posterior=np.empty((1, 0, 3)), epochs_in_group=np.empty((1, 0)),
+    )  # fmt: skip
+    page = render_review(
+        examine(evidence), Samples(["a.png"], class_names, np.array([-1])),
+        lambda ids: np.zeros((len(ids), 8, 8, 3), np.uint8), gallery=1, thumbnail=8, title="made",
+    )  # fmt: skip
+    (folder / "review.html").write_text(page, encoding="utf-8")
+    return folder / "review.html"
+
+
+@pytest.mark.parametrize(
+    ("class_names", "expected"),
+    [
+        (("2", "3", "4"), {"2": "change to 2", "3": "keep", "4": "change to 4", "0": "", "1": ""}),
+        (("1", "0"), {"0": "keep", "1": "change to 1"}),
+        (("2", "3", "4a", "4b"), {"2": "change to 2", "4": "", "0": ""}),
+        (("9", "10"), {"9": "change to 9", "0": "", "1": ""}),
+        (("none", "mild", "severe"), {"0": "change to none", "1": "keep", "2": "change to severe"}),
+    ],
+)
+def test_a_digit_is_a_class_of_that_name_where_there_are_such(
+    open_page, tmp_path, class_names, expected
+):
+    driver = open_page(page_of(tmp_path, class_names))
+    found = {}
+    for key in expected:
+        press(driver, key)
+        found[key] = decisions(driver)[0]
+        press(driver, "z")
+    assert found == expected
+    options = [o.text for o in driver.find_elements("css selector", "option")[1:]]
+    meaning = driver.find_element("id", "digits").get_attribute("textContent")
+    if "none" in class_names:
+        assert options == ["0: none", "1: mild", "2: severe"] and "in the list" in meaning
+    else:
+        assert options == list(class_names) and "of that name" in meaning
     assert complaints(driver) == []
 
 
