@@ -87,16 +87,22 @@ def _read(
         try:
             index = _find(sample_id, image, manifest.names)
             if first_places.setdefault(index, place) != place:
-                raise ValueError(f"sample decided on before, at {first_places[index]}")
+                first = f"(first at {first_places[index]})"
+                raise ValueError("sample decided on twice; keep one row", first)
             if split[index] in (TEST, LEFT_OUT):
                 where = "of the test set" if split[index] == TEST else "left out already"
-                raise ValueError(f"sample that is {where}")
+                raise ValueError(f"sample that is {where}; delete the row")
             names = manifest.class_names
             if given != names[labels[index]]:
-                raise ValueError(f"given_label other than this run's {names[labels[index]]}")
+                raise ValueError(
+                    "given_label other than this run's; take data, noise and earlier corrections "
+                    "of the run that was reviewed",
+                    f"(here {names[labels[index]]})",
+                )
             _decide(decisions, index, given, decision, new, names)
         except ValueError as error:
-            problems.add(str(error), f"{place} {','.join(values)}")
+            kind, *details = error.args
+            problems.add(kind, " ".join([place, ",".join(values), *details]))
     problems.raise_any()
     return decisions
 
@@ -105,15 +111,19 @@ def _find(sample_id: str, image: str, names: PackedStrings) -> int:
     """The sample of this id and this name.
 
     Raises:
-        ValueError: There is none; the kind of problem.
+        ValueError: There is none; the kind of problem, and what is so of this row alone.
     """
     index = int(sample_id) if sample_id.isdecimal() else -1
     if 0 <= index < len(names) and names[index] == image:
         return index
     elsewhere = [str(other) for other, name in enumerate(names) if name == image]
     if elsewhere:
-        raise ValueError(f"sample_id other than {elsewhere[0]}, which this image has here")
-    raise ValueError("unknown sample")
+        raise ValueError(
+            "sample_id other than this image's; take the labels that were reviewed, or write the "
+            "number that it has here",
+            f"(here {elsewhere[0]})",
+        )
+    raise ValueError("unknown sample; delete the row")
 
 
 def _decide(

@@ -57,7 +57,7 @@ def test_files_apply_one_after_the_other(apply):
     """The second is about the labels that the first one gave."""
     _, labels = apply(["1,b.png,benign,change,malignant"], ["1,b.png,malignant,change,normal"])
     assert labels.tolist() == [0, 0, 1, 2, 0, 2]
-    with pytest.raises(DataError, match="given_label other than this run's malignant"):
+    with pytest.raises(DataError, match=r"given_label other .*\(here malignant\)"):
         apply(["1,b.png,benign,change,malignant"], ["1,b.png,benign,change,normal"])
     with pytest.raises(DataError, match="left out already"):
         apply(["1,b.png,benign,unusable,"], ["1,b.png,benign,keep,"])
@@ -66,13 +66,13 @@ def test_files_apply_one_after_the_other(apply):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("9,b.png,benign,keep,", "sample_id other than 1, which this image has here"),
-        ("0,b.png,benign,keep,", "sample_id other than 1, which this image has here"),
+        ("9,b.png,benign,keep,", "9,b.png,benign,keep, (here 1)"),
+        ("0,b.png,benign,keep,", "0,b.png,benign,keep, (here 1)"),
         ("1,z.png,benign,keep,", "unknown sample"),
         ("x,z.png,benign,keep,", "unknown sample"),
-        ("-1,f.png,malignant,keep,", "sample_id other than 5"),
-        ("1,b.png,normal,keep,", "given_label other than this run's benign"),
-        ("1,b.png,1,keep,", "given_label other than this run's benign"),
+        ("-1,f.png,malignant,keep,", "sample_id other than this image's"),
+        ("1,b.png,normal,keep,", "given_label other than this run's; take data, noise"),
+        ("1,b.png,1,keep,", "1,b.png,1,keep, (here benign)"),
         ("1,b.png,benign,drop,", "decision other than keep, change, unusable"),
         ("1,b.png,benign,change,cyst", "no class, expected normal, benign, malignant"),
         ("1,b.png,benign,change,", "no class, expected normal, benign, malignant"),
@@ -89,9 +89,22 @@ def test_a_wrong_row_is_named_on_one_line(apply, row, message):
     assert message in text and f"decisions0.csv:3 {row}" in text and "\n" not in text
 
 
+def test_many_rows_of_one_kind_are_one_line_with_their_number(apply):
+    """As after an image was taken out of the labels, or with another noise."""
+    shifted = [f"{number + 1},{NAMES[number]},,keep," for number in (0, 1, 3, 4)]
+    with pytest.raises(DataError) as caught:
+        apply([*shifted, *(f"{number},{NAMES[number]},cyst,keep," for number in (0, 1, 3))])
+    first, ids, labels = str(caught.value).splitlines()
+    assert first.endswith("decisions0.csv:")
+    assert "(4): decisions0.csv:2 1,a.png,,keep, (here 0), decisions0.csv:3 " in ids
+    assert "labels that were reviewed" in ids
+    assert "(3): decisions0.csv:6 0,a.png,cyst,keep, (here normal), " in labels
+    assert "run that was reviewed" in labels
+
+
 def test_a_sample_decided_on_twice_is_named_with_both_rows(apply):
     row = "1,b.png,benign,keep,"
-    with pytest.raises(DataError, match=r"decided on before, at decisions0.csv:2 .*csv:4"):
+    with pytest.raises(DataError, match=r"decided on twice.*csv:4 .*\(first at decisions0.csv:2\)"):
         apply([row, "0,a.png,normal,keep,", row])
 
 
