@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except (RunInterruptedError, KeyboardInterrupt) as request:
-        print(f"stopped by {request or 'the keyboard'}; the same command goes on", file=sys.stderr)
+        asked_by = str(request) or "the keyboard"
+        print(f"stopped by {asked_by}; the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -76,13 +76,16 @@ def test_a_killed_run_continues_to_the_same_files(root, whole, tmp_path, capsys)
     assert contents(folder) == contents(whole)
 
 
-def test_a_run_that_is_asked_to_stop_says_how_to_go_on(root, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "the keyboard")]
+)
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on(root, whole, tmp_path, number, name):
     folder = tmp_path / "prepared"
     process = start(root, folder)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "stopped by SIGTERM; the same command goes on" in log
+    assert f"stopped by {name}; the same command goes on" in log
     assert prepare.main(command(root, folder)) == 0
     assert contents(folder) == contents(whole)
 
