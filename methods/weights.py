@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import struct
 from pathlib import Path
 
 import safetensors.torch
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 __all__ = ["ModelError", "load_weights"]
 
 logger = logging.getLogger(__name__)
+
+# What readers raise depends on the bytes that they find instead.
+_DAMAGE = (
+    safetensors.SafetensorError, pickle.UnpicklingError, struct.error, RuntimeError, EOFError,
+    LookupError, ValueError, AttributeError, TypeError, AssertionError,
+)  # fmt: skip
 
 # Classifier heads of torchvision's and timm's models, of which an encoder keeps at most a part.
 _HEADS = ("fc.", "classifier.", "head.")
@@ -65,12 +72,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGE as error:
         # torch's own message advises to trust the file.
         raise ModelError(
             f"model.weights: {path} cannot be read: it is damaged or holds more than tensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ModelError(f"model.weights: {path} is not a state dict of tensors")
     return state

@@ -105,7 +105,15 @@ def test_a_truncated_file_is_refused(tmp_path, name, share):
     assert "cannot be read" in refusal(encoder(0.0), path)
 
 
-@pytest.mark.parametrize("content", [b"not a file of weights", b"\x80\x02garbage"])
+# The later ones, the first a configuration, fail in the reader itself: IndexError, KeyError,
+# UnicodeDecodeError, struct.error.
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not a file of weights", b"\x80\x02garbage", b"run: {dir: runs/mine}\n", b"h\x00",
+        b"UQ\x82", b"G",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_a_file_of_something_else_is_refused(tmp_path, name, content):
     path = tmp_path / name
@@ -113,7 +121,20 @@ def test_a_file_of_something_else_is_refused(tmp_path, name, content):
     assert "cannot be read" in refusal(encoder(0.0), path)
 
 
-@pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}, torch.ones(2)])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_a_file_with_a_damaged_byte_is_one_line(tmp_path, is_zip):
+    """Whether or not the damage is seen, the file does not fit."""
+    path = tmp_path / "w.pth"
+    torch.save({"0.weight": torch.ones(2)}, path, _use_new_zipfile_serialization=is_zip)
+    content = path.read_bytes()
+    for place in range(0, min(len(content), 600), 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        message = refusal(encoder(0.0), path)
+        assert any(text in message for text in ("cannot be read", "not a state", "does not fit"))
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}, {0: torch.ones(2)}, torch.ones(2)])
 def test_what_is_not_a_state_dict_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "w.pth")
     assert "not a state dict of tensors" in refusal(encoder(0.0), tmp_path / "w.pth")
