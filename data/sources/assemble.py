@@ -100,9 +100,10 @@ def _locate(rows: Sequence[Row], finder: ImageFinder, problems: Problems) -> lis
         if len(matches) > 1:
             offender = f"{row.place} {row.image!r} ({', '.join(matches)})"
             problems.add("name that fits more than one file", offender)
-        elif matches and places.setdefault(matches[0], row.place) != row.place:
-            offender = f"{row.place} {row.image!r} (also {places[matches[0]]})"
-            problems.add("same image twice", offender)
+        elif matches:
+            first = places.setdefault(finder.place(matches[0]), row.place)
+            if first != row.place:
+                problems.add("same image twice", f"{row.place} {row.image!r} (also {first})")
         names.append(matches[0] if matches else "")
     return names
 

@@ -32,25 +32,49 @@ class ImageFinder:
         """
         self._root, self._folders = root, folders
         self._listings: dict[str, dict[str, list[str]]] = {}
+        self._real_root = os.path.realpath(root)
+        self._real_folders: dict[str, str] = {}
 
     def find(self, name: str) -> list[str]:
         """The files that a name can mean, relative to the root.
 
         Args:
-            name: A path relative to one of the folders. A file with another image suffix than the
-                name's, or where the name has none, is a match too: resized copies of a data set
-                often change it.
+            name: A path relative to one of the folders, or an absolute one. A file with another
+                image suffix than the name's, or where the name has none, is a match too: resized
+                copies of a data set often change it.
 
         Returns:
             One path; none if there is no such file; several if the suffixes alone tell them apart.
+            It is absolute, or begins with ``..``, only where it leads out of the root.
         """
         for folder in self._folders:
             parent, base = posixpath.split(posixpath.normpath(posixpath.join(folder, name)))
+            if parent.startswith(("/", "..")):
+                parent = self._from_root(parent)
             matches = self._list(parent).get(stem(base), [])
             if matches:
                 exact = [match for match in matches if match == base]
                 return [posixpath.join(parent, match) for match in exact or matches]
         return []
+
+    def place(self, path: str) -> str:
+        """A found path as it is without links among its folders: equal for the same file."""
+        parent, base = posixpath.split(path)
+        return posixpath.join(self._real(parent), base)
+
+    def _from_root(self, folder: str) -> str:
+        """A folder relative to the root where it lies inside, else as it is."""
+        real = self._real(folder)
+        if real == self._real_root:
+            return ""
+        inside = real.startswith(posixpath.join(self._real_root, ""))
+        return posixpath.relpath(real, self._real_root) if inside else folder
+
+    def _real(self, folder: str) -> str:
+        """A folder's path without links; one look at the file system a folder, not one an image."""
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(self._root / folder)
+        return self._real_folders[folder]
 
     def _list(self, folder: str) -> dict[str, list[str]]:
         """The image files of a folder by their stems."""

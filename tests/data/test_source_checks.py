@@ -124,6 +124,35 @@ def test_a_name_that_two_files_answer_to_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_the_same_image_by_another_path_is_refused(tmp_path):
+    root = tmp_path / "data"
+    (root / "a").mkdir(parents=True)
+    write_own(root, "image,label", [f"a/{index}.png,{index % 2}" for index in range(4)])
+    (root / "b").symlink_to("a")
+    (tmp_path / "link").symlink_to(root)
+    others = [f"{root}/a/0.png", f"{tmp_path}/link/a/1.png", "../data/a/2.png", "b/3.png"]
+    with (root / "labels.csv").open("a") as file:
+        file.writelines(f"{name},0\n" for name in others)
+    for start in (root, tmp_path / "link"):
+        with pytest.raises(DataError, match=r"same image twice \(4\): labels.csv:6 ") as error:
+            load(start)
+        assert all(
+            f"{name!r} (also labels.csv:{i + 2})" in str(error.value)
+            for i, name in enumerate(others)
+        )
+
+
+def test_images_are_named_from_the_root_and_those_outside_it_as_they_are_given(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    outside = [f"{tmp_path}/2.png", "../3.png"]
+    names = [f"{root}/0.png", "../data/1.png", *outside]
+    write_own(root, "image,label", [f"{name},{index % 2}" for index, name in enumerate(names)])
+    source = load(root, test_fraction=0.5)
+    assert list(source.manifest.names) == ["0.png", "1.png", *outside]
+    check_images(source)
+
+
 def test_another_number_of_classes_than_the_sources_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("id_code,diagnosis\na,0\n")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
