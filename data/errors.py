@@ -1,7 +1,7 @@
 """The one error that a data set can cause and its user can mend."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 __all__ = ["DataError", "Problems", "shorten"]
 
@@ -31,6 +31,11 @@ class Problems:
     def add(self, kind: str, offender: str) -> None:
         """Notes one offender, such as ``labels.csv:17 '9'``, under a kind of problem."""
         self._offenders[kind].append(offender)
+
+    def add_all(self, offenders: Mapping[str, Sequence[str]]) -> None:
+        """Notes offenders by their kinds."""
+        for kind, found in offenders.items():
+            self._offenders[kind] += found
 
     def raise_any(self) -> None:
         """Does nothing where nothing was found.

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from data.config import DataConfig
 from data.errors import DataError, Problems, shorten
 from data.images import FileImages
 from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION, Manifest, PackedStrings
-from data.sources.finder import ImageFinder
+from data.sources.finder import IMAGE_SUFFIXES, ImageFinder
 from data.sources.source import Source
 from data.sources.table import Row
 
@@ -74,17 +75,24 @@ def assemble(
         problems.add(
             f"classes, but data.num_classes is {config.num_classes}", ", ".join(class_names)
         )
-    names = _locate(rows, ImageFinder(root, folders), problems)
+    finder = ImageFinder(root, folders)
+    names = _locate(rows, finder, problems)
     lost = [row for row, name in zip(rows, names, strict=True) if not name]
-    offenders = [f"{row.place} {row.image!r}" for row in lost]
+    offenders: defaultdict[str, list[str]] = defaultdict(list)
+    for row in lost:
+        offenders[_why_lost(row, finder, folders)].append(f"{row.place} {row.image!r}")
     if config.on_unreadable == "error":
-        kind = f"no such image in {', '.join(folder or '.' for folder in folders)}"
-        for offender in offenders:
-            problems.add(kind, offender)
+        problems.add_all(offenders)
     columns = _parse_columns(rows, class_names, problems)
     problems.raise_any()
-    if lost:
-        logger.warning("%s: left out, no such image: %s", root, shorten(offenders))
+    if len(class_names) < 2:
+        raise DataError(
+            f"{root}: {len(rows)} images of one class, {class_names[0]}; expected two classes or "
+            "more. Check data.root and the labels"
+        )
+    if config.on_unreadable == "quarantine":
+        for kind, left_out in offenders.items():
+            logger.warning("%s: left out, %s: %s", root, kind, shorten(left_out))
     every = Manifest(names=PackedStrings.pack(names), class_names=class_names, **columns)
     manifest = every.select(np.flatnonzero([bool(name) for name in names]))
     reader = FileImages(root, manifest.names, config.image_size, config.resize, config.crop)
@@ -106,6 +114,13 @@ def _locate(rows: Sequence[Row], finder: ImageFinder, problems: Problems) -> lis
                 problems.add("same image twice", f"{row.place} {row.image!r} (also {first})")
         names.append(matches[0] if matches else "")
     return names
+
+
+def _why_lost(row: Row, finder: ImageFinder, folders: tuple[str, ...]) -> str:
+    """The kind of problem of a row without an image."""
+    if finder.is_passed_over(row.image):
+        return f"image with a suffix that is not read, expected {', '.join(IMAGE_SUFFIXES)}"
+    return f"no such image in {', '.join(folder or '.' for folder in folders)}"
 
 
 def _parse_columns(

@@ -32,6 +32,7 @@ class ImageFinder:
         """
         self._root, self._folders = root, folders
         self._listings: dict[str, dict[str, list[str]]] = {}
+        self._others: dict[str, set[str]] = {}
         self._real_root = os.path.realpath(root)
         self._real_folders: dict[str, str] = {}
 
@@ -48,19 +49,34 @@ class ImageFinder:
             It is absolute, or begins with ``..``, only where it leads out of the root.
         """
         for folder in self._folders:
-            parent, base = posixpath.split(posixpath.normpath(posixpath.join(folder, name)))
-            if parent.startswith(("/", "..")):
-                parent = self._from_root(parent)
+            parent, base = self._split(folder, name)
             matches = self._list(parent).get(stem(base), [])
             if matches:
                 exact = [match for match in matches if match == base]
                 return [posixpath.join(parent, match) for match in exact or matches]
         return []
 
+    def is_passed_over(self, name: str) -> bool:
+        """Whether a name that nothing is found for is that of a file with another suffix."""
+        for folder in self._folders:
+            parent, base = self._split(folder, name)
+            if parent not in self._others:
+                path = self._root / parent
+                entries = os.scandir(path) if path.is_dir() else ()
+                self._others[parent] = {entry.name for entry in entries if entry.is_file()}
+            if base in self._others[parent]:
+                return True
+        return False
+
     def place(self, path: str) -> str:
         """A found path as it is without links among its folders: equal for the same file."""
         parent, base = posixpath.split(path)
         return posixpath.join(self._real(parent), base)
+
+    def _split(self, folder: str, name: str) -> tuple[str, str]:
+        """A name's folder, relative to the root, and what it is called there."""
+        parent, base = posixpath.split(posixpath.normpath(posixpath.join(folder, name)))
+        return self._from_root(parent) if parent.startswith(("/", "..")) else parent, base
 
     def _from_root(self, folder: str) -> str:
         """A folder relative to the root where it lies inside, else as it is."""

@@ -2,18 +2,23 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from data.config import DataConfig
-from data.errors import DataError
+from data.errors import DataError, shorten
 from data.sources.assemble import SPLITS, assemble, data_root, label_file
-from data.sources.finder import stem
+from data.sources.finder import IMAGE_SUFFIXES, stem
 from data.sources.source import Source
 from data.sources.table import Row, read_rows
 
 __all__ = ["BUSI_CLASSES", "load_busi", "load_csv", "load_folder"]
+
+logger = logging.getLogger(__name__)
+
 BUSI_CLASSES = ("normal", "benign", "malignant")
+# Beside or in place of a folder train these are meant as splits, and would be lost or be classes.
+LIKE_SPLITS = ("training", "testing", "tests", "dev", "eval", "evaluation", "holdout")
 
 
 def load_csv(config: DataConfig, seed: int) -> Source:
@@ -41,17 +46,22 @@ def load_csv(config: DataConfig, seed: int) -> Source:
 def load_folder(config: DataConfig, seed: int) -> Source:
     """A folder of images for each class: <root>/<class>/... or <root>/<split>/<class>/...
 
-    Folders named train, val (valid, validation) and test are splits where there is a train folder.
-    Classes are in alphabetical order, or in the order of their numbers.
+    Folders named train, val (valid, validation) and test, in capitals or not, are splits where
+    there is a train folder. Classes are in alphabetical order, or in the order of their numbers.
     """
     root = data_root(config)
-    if (root / "train").is_dir():
-        splits = [name for name in _subfolders(root) if name in SPLITS]
-    else:
-        splits = [""]
-    rows = [row for split in splits for row in _list_classes(root, split, split)]
-    names = {row.label for row in rows} | {c for s in splits for c in _subfolders(root / s)}
+    splits = _split_folders(root)
+    files = [(split, *found) for split in splits for found in _files_of_classes(root, split)]
+    rows = [Row(path, path, name, split=split) for split, name, path in files if _is_image(path)]
+    names = {name for split in splits for name in _subfolders(root / split)}
     order = sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name))
+    passed_over = [path for _, _, path in files if not _is_image(path)]
+    passed_over += [path for split in splits for path in _images_beside(root, split)]
+    if passed_over:
+        logger.warning(
+            "%s: files passed over (%d), such as %s; images in folders of classes are read, with "
+            "the suffixes %s", root, len(passed_over), passed_over[0], ", ".join(IMAGE_SUFFIXES),
+        )  # fmt: skip
     if not rows:
         raise DataError(f"{root}: has no images in folders of classes; found {sorted(names)}")
     return assemble(rows, config, tuple(order))
@@ -71,25 +81,64 @@ def load_busi(config: DataConfig, seed: int) -> Source:
     else:
         folder = "Dataset_BUSI_with_GT"
         folder = folder if (root / folder).is_dir() else ""
-        rows = _list_classes(root, folder, "", lambda name: "_mask" not in name)
-        rows = [row for row in rows if row.label in BUSI_CLASSES]
+        rows = [
+            Row(path, path, name)
+            for name, path in _files_of_classes(root, folder)
+            if name in BUSI_CLASSES and _is_image(path) and "_mask" not in Path(path).name
+        ]
     return assemble(rows, config, BUSI_CLASSES)
+
+
+def _split_folders(root: Path) -> list[str]:
+    """The folders of splits; the root itself, "", where there are none.
+
+    Raises:
+        DataError: If folders look like splits and are not named so.
+    """
+    folders = _subfolders(root)
+    splits = [name for name in folders if name.lower() in SPLITS]
+    has_train = "train" in map(str.lower, splits)
+    alike = [name for name in folders if name.lower() in LIKE_SPLITS]
+    if alike and (has_train or "training" in map(str.lower, alike)):
+        raise DataError(
+            f"{root}: found {', '.join(alike)} where folders of splits stand; "
+            f"their names must be {', '.join(SPLITS)}"
+        )
+    if not has_train:
+        return [""]
+    others = [name for name in folders if name not in splits]
+    if others:
+        logger.warning(
+            "%s: folders that are no split are not read: %s; splits are named %s",
+            root, shorten(others), ", ".join(SPLITS),
+        )  # fmt: skip
+    return splits
 
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _list_classes(
-    root: Path, folder: str, split: str, keep: Callable[[str], bool] = lambda name: True
-) -> list[Row]:
-    """A row for each image at any depth below the class folders of root / folder, sorted."""
-    rows = []
+def _is_image(path: str) -> bool:
+    return stem(path) != path
+
+
+def _images_beside(root: Path, folder: str) -> list[str]:
+    """Images in root / folder itself, which belong to no class."""
+    names = sorted(p.name for p in (root / folder).iterdir() if p.is_file())
+    return [
+        str(PurePosixPath(folder, name))
+        for name in names
+        if _is_image(name) and not name.startswith(".")
+    ]
+
+
+def _files_of_classes(root: Path, folder: str) -> Iterator[tuple[str, str]]:
+    """(class, path relative to the root) of each file at any depth below the class folders."""
     for class_name in _subfolders(root / folder):
-        for parent, folders, files in os.walk(root / folder / class_name):
+        for parent, folders, files in os.walk(root / folder / class_name, followlinks=True):
             folders.sort()
+            place = PurePosixPath(Path(parent).relative_to(root))
             for name in sorted(files):
-                if stem(name) != name and not name.startswith(".") and keep(stem(name)):
-                    path = str(PurePosixPath(Path(parent, name).relative_to(root)))
-                    rows.append(Row(path, path, class_name, split=split))
-    return rows
+                if not name.startswith("."):
+                    yield class_name, str(place / name)

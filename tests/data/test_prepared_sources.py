@@ -147,6 +147,7 @@ def test_a_fundus_is_cut_to_its_disc_at_the_wanted_size(tmp_path):
     frame, expected = framed_fundus(1, side=1200, frame=(1400, 2600), at=(100, 700))
     Image.fromarray(frame).save(tmp_path / "raw" / "0" / "eye.jpg", quality=95)
     recipe = Recipe(size=300, crop="disc", encoding="png", quality=90)
+    (tmp_path / "raw" / "1").mkdir()
     config = DataConfig(source="folder", root=tmp_path / "raw", image_size=300)
     made = tmp_path / "made"
     Preparation(config, 0, recipe, made, 1 << 20).run(1, lambda number: None)
@@ -161,10 +162,10 @@ def test_a_fundus_is_cut_to_its_disc_at_the_wanted_size(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_raw_images_cropped_to_the_disc_look_like_prepared_ones(tmp_path, suffix):
-    for split in ("train", "test"):
-        (tmp_path / "raw" / split / "0").mkdir(parents=True)
-        frame, _ = framed_fundus(3, side=800, frame=(1000, 1500), at=(100, 300))
-        Image.fromarray(frame).save(tmp_path / "raw" / split / "0" / f"eye.{suffix}", quality=95)
+    frame, _ = framed_fundus(3, side=800, frame=(1000, 1500), at=(100, 300))
+    for name in ("train/0", "train/1", "test/0"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        Image.fromarray(frame).save(tmp_path / "raw" / name / f"eye.{suffix}", quality=95)
     asked = {"image_size": 96, "validation_fraction": 0.0}
     raw = DataConfig(source="folder", root=tmp_path / "raw", crop="disc", **asked)
     recipe = Recipe(size=96, crop="disc", encoding="png", quality=90)
