@@ -24,6 +24,7 @@ SourceName = Literal[
     "synthetic",
 ]
 WITHOUT_FILES = ("digits", "synthetic")
+WITH_OWN_CLASSES = ("csv", "folder")
 WITHOUT_LABEL_FILE = ("folder", *WITHOUT_FILES)
 
 
@@ -52,6 +53,13 @@ class DataConfig(BaseModel):
         ge=2,
         description="Number of classes; unset = what the source says. Labels of a plain CSV are "
         "checked against it; for other sources it must agree with theirs.",
+    )
+    class_names: tuple[str, ...] | None = Field(
+        None,
+        min_length=2,
+        description="For csv and folder: the classes in order, such as the grades of a disease, "
+        "which quadratic kappa counts the steps between. Labels are these names, or their numbers "
+        "from 0. Unset: what is found, names in alphabetical order.",
     )
     corrections: Path | tuple[Path, ...] | None = Field(
         None,
@@ -112,6 +120,19 @@ class DataConfig(BaseModel):
         """The files of ``corrections``, in order."""
         given = self.corrections
         return () if given is None else (given,) if isinstance(given, Path) else given
+
+    @model_validator(mode="after")
+    def _check_class_names(self) -> "DataConfig":
+        names = self.class_names
+        if names is None:
+            return self
+        if self.prepared is None and self.source not in WITH_OWN_CLASSES:
+            raise ValueError(f"class_names: set, but source {self.source} has classes of its own")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not all(names):
+            found = f"{', '.join(twice)} given more than once" if twice else "an empty name"
+            raise ValueError(f"class_names: {found}; expected a name for each class")
+        return self
 
     @model_validator(mode="after")
     def _check_paths(self) -> "DataConfig":

@@ -105,7 +105,10 @@ class Preparation:
 
     def _request(self) -> dict[str, Any]:
         """What decides the content of the shards, as JSON holds it."""
-        asked = self.config.model_dump(mode="json", include={"source", "labels", "synthetic"})
+        keys = {"source", "labels", "synthetic"}
+        if self.config.class_names is not None:
+            keys.add("class_names")
+        asked = self.config.model_dump(mode="json", include=keys)
         return {
             **asked,
             **asdict(self.recipe),

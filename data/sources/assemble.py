@@ -1,7 +1,6 @@
 """From rows of text to a checked manifest: the part that every data set in files shares."""
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from data.config import DataConfig
 from data.errors import DataError, Problems, shorten
 from data.images import FileImages
 from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION, Manifest, PackedStrings
+from data.sources.classes import check_names, find_classes, label_parser, whole_number
 from data.sources.finder import IMAGE_SUFFIXES, ImageFinder
 from data.sources.source import Source
 from data.sources.table import Row
@@ -29,7 +29,6 @@ SPLITS = {
     "validation": VALIDATION,
     "test": TEST,
 }
-WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 
 def data_root(config: DataConfig) -> Path:
@@ -59,8 +58,9 @@ def assemble(
     Args:
         rows: What the label files say.
         config: The data section.
-        class_names: The classes in the order of their numbers; None = found in the labels: their
-            numbers, or, where none of them is a number, their names in alphabetical order.
+        class_names: The classes in the order of their numbers, where data.class_names is unset;
+            None = found in the labels: their numbers, or, where none of them is a number, their
+            names in alphabetical order.
         folders: Where images are looked for, relative to the root.
 
     Raises:
@@ -70,7 +70,10 @@ def assemble(
     """
     root = data_root(config)
     problems = Problems(str(root))
-    class_names = class_names or _find_classes(rows, config.num_classes)
+    if config.class_names is not None:
+        check_names(rows, config.class_names, str(root))
+    class_names = config.class_names or class_names
+    class_names = class_names or find_classes(rows, config.num_classes, str(root))
     if config.num_classes not in (None, len(class_names)):
         problems.add(
             f"classes, but data.num_classes is {config.num_classes}", ", ".join(class_names)
@@ -127,7 +130,7 @@ def _parse_columns(
     rows: Sequence[Row], class_names: tuple[str, ...], problems: Problems
 ) -> dict[str, Any]:
     """The manifest's arrays, (N) each; what is wrong goes to `problems`."""
-    parse_label = _label_parser(class_names)
+    parse_label = label_parser(class_names)
     patients = _encode([row.patient for row in rows])
     # Where no row has a split, all are training samples until splits are carved.
     no_splits = TRAIN if not any(row.split for row in rows) else None
@@ -142,41 +145,11 @@ def _parse_columns(
     }
 
 
-def _find_classes(rows: Sequence[Row], num_classes: int | None) -> tuple[str, ...]:
-    """The classes of labels that come without a list of them."""
-    texts = {text for row in rows for text in (row.label, row.true_label) if text}
-    numbers = [int(text) for text in texts if WHOLE_NUMBER.fullmatch(text)]
-    if texts and not numbers:
-        return tuple(sorted(texts))
-    if num_classes is None:
-        # Each class needs a sample, so a larger number is a mistake, not a class.
-        num_classes = max((number for number in numbers if number < len(rows)), default=0) + 1
-    return tuple(map(str, range(num_classes)))
-
-
-def _label_parser(class_names: tuple[str, ...]) -> Callable[[str], int]:
-    """A function from a label's text to its number; raises ValueError with the kind of problem."""
-    numbers = {str(number): number for number in range(len(class_names))}
-    # A name goes before a number: folders "1", "2", "3" are the classes 0, 1, 2.
-    lookup = numbers | {name: number for number, name in enumerate(class_names)}
-    allowed = f"0..{len(class_names) - 1}"
-    if set(class_names) != set(numbers):
-        allowed = f"{allowed} or {', '.join(class_names)}"
-
-    def parse(text: str) -> int:
-        if text in lookup:
-            return lookup[text]
-        if WHOLE_NUMBER.fullmatch(text):
-            raise ValueError(f"label outside {allowed}")
-        raise ValueError(f"label that is no number and no class, expected {allowed}")
-
-    return parse
-
-
 def _parse_quality(text: str) -> int:
-    if not text.isdecimal():
+    quality = whole_number(text)
+    if quality is None or quality < 0:
         raise ValueError("quality that is no whole number from 0")
-    return int(text)
+    return quality
 
 
 def _parse_split(text: str) -> int:

@@ -73,6 +73,8 @@ def settle(config: DataConfig) -> DataConfig:
     prepared = read_manifest(config.prepared)
     _check_asked(config, config.prepared, prepared)
     settled = {key: prepared["request"][key] for key in SETTLED}
+    # Null where the source's own order was taken, and in folders made before there was the key.
+    settled["class_names"] = prepared["request"].get("class_names")
     tree = {**config.model_dump(mode="json"), **settled}
     return DataConfig.model_validate_json(json.dumps(tree), strict=True)
 
@@ -106,6 +108,12 @@ def _check_asked(config: DataConfig, folder: Path, prepared: dict[str, Any]) -> 
                 f"data.{key}: {asked[key]}, but {where} was prepared with {made[key]}; "
                 f"leave data.{key} unset or name another folder in data.prepared"
             )
-    num_classes = len(prepared["class_names"])
+    names = prepared["class_names"]
+    if config.class_names is not None and asked["class_names"] != names:
+        raise DataError(
+            f"data.class_names: {asked['class_names']}, but {where} was prepared with {names}; "
+            "leave data.class_names unset or prepare the data set anew"
+        )
+    num_classes = len(names)
     if config.num_classes not in (None, num_classes):
         raise DataError(f"data.num_classes: {config.num_classes}, but {where} has {num_classes}")

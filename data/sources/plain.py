@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from data.config import DataConfig
 from data.errors import DataError, shorten
 from data.sources.assemble import SPLITS, assemble, data_root, label_file
+from data.sources.classes import in_order
 from data.sources.finder import IMAGE_SUFFIXES, stem
 from data.sources.source import Source
 from data.sources.table import Row, read_rows
@@ -26,7 +27,8 @@ def load_csv(config: DataConfig, seed: int) -> Source:
 
     Optional columns: true_label, quality (larger is better, 0 = bad), patient or group (what must
     not be on two sides of a split), split (train, val, test). Images are relative to the root or
-    to its folder images. Labels are numbers from 0, or names.
+    to its folder images. Labels are numbers from 0, or names (in the order of `data.class_names`,
+    else in alphabetical order).
     """
     rows = read_rows(
         label_file(config, "labels.csv"),
@@ -47,14 +49,14 @@ def load_folder(config: DataConfig, seed: int) -> Source:
     """A folder of images for each class: <root>/<class>/... or <root>/<split>/<class>/...
 
     Folders named train, val (valid, validation) and test, in capitals or not, are splits where
-    there is a train folder. Classes are in alphabetical order, or in the order of their numbers.
+    there is a train folder. Classes are in the order of `data.class_names`, else of their numbers,
+    else in alphabetical order.
     """
     root = data_root(config)
     splits = _split_folders(root)
     files = [(split, *found) for split in splits for found in _files_of_classes(root, split)]
     rows = [Row(path, path, name, split=split) for split, name, path in files if _is_image(path)]
     names = {name for split in splits for name in _subfolders(root / split)}
-    order = sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     passed_over = [path for _, _, path in files if not _is_image(path)]
     passed_over += [path for split in splits for path in _images_beside(root, split)]
     if passed_over:
@@ -64,7 +66,7 @@ def load_folder(config: DataConfig, seed: int) -> Source:
         )  # fmt: skip
     if not rows:
         raise DataError(f"{root}: has no images in folders of classes; found {sorted(names)}")
-    return assemble(rows, config, tuple(order))
+    return assemble(rows, config, config.class_names or in_order(names, str(root)))
 
 
 def load_busi(config: DataConfig, seed: int) -> Source:

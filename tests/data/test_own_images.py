@@ -4,10 +4,14 @@ import logging
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from data.errors import DataError
-from data.manifest import TEST, TRAIN, VALIDATION
-from data.sources import DataConfig, load_source
+from data.manifest import TEST, TRAIN, UNKNOWN, VALIDATION
+from data.prepared.build import Preparation
+from data.prepared.convert import Recipe
+from data.prepared.layout import read_manifest
+from data.sources import DataConfig, load_source, settle
 
 
 def write_images(root, *names):
@@ -101,3 +105,116 @@ def test_a_csv_names_a_file_with_a_suffix_that_is_not_read(tmp_path, caplog):
     source = load(tmp_path, "csv", on_unreadable="quarantine")
     assert len(source.quarantined) == 4
     assert "left out, image with a suffix that is not read" in caplog.text
+
+
+# ---- classes and their order
+
+GRADES = ("healthy", "mild", "grave")
+
+
+def test_class_names_give_the_order_of_a_csv_in_names_or_numbers(tmp_path):
+    for labels in ([*GRADES, "1"] * 5, ["0", "1.0", "2.", "1"] * 5):
+        write_csv(tmp_path, labels)
+        manifest = load(tmp_path, "csv", class_names=GRADES).manifest
+        assert manifest.class_names == GRADES
+        assert manifest.labels.tolist() == [0, 1, 2, 1] * 5
+
+
+def test_class_names_give_the_order_of_folders(tmp_path, caplog):
+    write_classes(tmp_path, *GRADES)
+    manifest = load(tmp_path, class_names=GRADES).manifest
+    assert manifest.class_names == GRADES and caplog.text == ""
+    assert all(
+        name.startswith(GRADES[label])
+        for name, label in zip(manifest.names, manifest.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize("source", ["csv", "folder"])
+def test_names_that_are_not_in_class_names_are_refused(tmp_path, source):
+    write_classes(tmp_path, *GRADES)
+    write_csv(tmp_path, GRADES * 3)
+    place = {"csv": "labels.csv:3", "folder": "mild/0.png"}[source]
+    with pytest.raises(DataError) as error:
+        load(tmp_path, source, class_names=("healthy", "middling", "grave"))
+    expected = f"'mild' (first {place}); expected healthy, middling, grave"
+    assert str(error.value) == f"{tmp_path}: labels that are not in data.class_names: {expected}"
+    with pytest.raises(DataError, match=r"no training sample has class 1 \(none\); expected"):
+        load(tmp_path, source, class_names=("healthy", "none", "mild", "grave"))
+    with pytest.raises(DataError, match=r"data.num_classes is 2 \(1\): healthy, mild, grave"):
+        load(tmp_path, source, class_names=GRADES, num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "digits"}, "class_names: set, but source digits has classes of its own"),
+        ({"class_names": ("a",)}, "at least 2 items"),
+        ({"class_names": ("a", "b", "a")}, "class_names: a given more than once"),
+        ({"class_names": ("a", "")}, "class_names: an empty name"),
+    ],
+)
+def test_class_names_that_fit_nothing_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        DataConfig(**{"source": "csv", "root": "x", "class_names": ("a", "b")} | settings)
+
+
+@pytest.mark.parametrize("source", ["csv", "folder"])
+def test_three_names_in_alphabetical_order_are_warned_of(tmp_path, source, caplog):
+    write_classes(tmp_path, *GRADES)
+    write_csv(tmp_path, GRADES * 3)
+    assert load(tmp_path, source).manifest.class_names == ("grave", "healthy", "mild")
+    message = "classes are in alphabetical order: grave, healthy, mild; quadratic kappa takes it"
+    assert caplog.text.count(message) == 1
+
+
+def test_two_names_have_no_order_and_numbers_have_theirs(tmp_path, caplog):
+    write_classes(tmp_path / "numbers", "1", "2", "10")
+    write_classes(tmp_path / "names", "b", "a")
+    assert load(tmp_path / "numbers").manifest.class_names == ("1", "2", "10")
+    assert load(tmp_path / "names").manifest.class_names == ("a", "b")
+    assert caplog.text == ""
+
+
+def test_whole_numbers_may_have_a_point(tmp_path):
+    header = "image,label,true_label,quality"
+    rows = [
+        f"{i}.png,{i % 11}.0,{'' if i % 2 else '10.0'},{'' if i % 3 else '1.0'}" for i in range(55)
+    ]
+    write_images(tmp_path, *(f"{i}.png" for i in range(55)))
+    (tmp_path / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    manifest = load(tmp_path, "csv").manifest
+    assert manifest.class_names == tuple(map(str, range(11)))
+    assert manifest.labels.tolist() == [i % 11 for i in range(55)]
+    assert manifest.true_labels.tolist() == [UNKNOWN if i % 2 else 10 for i in range(55)]
+    assert manifest.quality.tolist() == [UNKNOWN if i % 3 else 1 for i in range(55)]
+
+
+def prepare(folder, root, **changes):
+    config = DataConfig(source="csv", root=root, image_size=8, **changes)
+    recipe = Recipe(size=8, crop="none", encoding="png", quality=90)
+    preparation = Preparation(config, 0, recipe, folder, 1 << 20)
+    preparation.run(1, lambda num_images: None)
+    return preparation
+
+
+def test_prepared_data_keep_the_order_of_classes(tmp_path):
+    write_csv(tmp_path / "raw", GRADES * 5)
+    prepare(tmp_path / "made", tmp_path / "raw", class_names=GRADES)
+    asked = DataConfig(prepared=tmp_path / "made", image_size=8, validation_fraction=0.0)
+    assert settle(asked).class_names == GRADES
+    for names in (None, GRADES):
+        config = asked.model_copy(update={"class_names": names})
+        assert load_source(config, 0).manifest.class_names == GRADES
+    with pytest.raises(
+        DataError, match=r"data.class_names: \['a', 'b'\], but .* prepared with \['h"
+    ):
+        settle(asked.model_copy(update={"class_names": ("a", "b")}))
+
+
+def test_prepared_data_without_class_names_are_as_those_made_before_there_were_any(tmp_path):
+    write_csv(tmp_path / "raw", GRADES * 5)
+    preparation = prepare(tmp_path / "made", tmp_path / "raw")
+    assert "class_names" not in read_manifest(tmp_path / "made")["request"]
+    assert preparation.is_finished
+    assert settle(DataConfig(prepared=tmp_path / "made", image_size=8)).class_names is None

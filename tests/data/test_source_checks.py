@@ -28,7 +28,7 @@ def test_every_kind_of_problem_is_in_one_message_with_ten_names(tmp_path):
         "9.png,-1,train",
         "10.png,x,train",
         "11.png,,test",
-        "12.png,1.0,test",
+        "12.png,1.5,test",
         "13.png,1,dev",
         "14.png,1,",
     ]
@@ -48,7 +48,7 @@ def test_every_kind_of_problem_is_in_one_message_with_ten_names(tmp_path):
             + " and 13 more",
             "label outside 0..1 (2): labels.csv:11 '2', labels.csv:12 '-1'",
             "label that is no number and no class, expected 0..1 (2): "
-            "labels.csv:13 'x', labels.csv:15 '1.0'",
+            "labels.csv:13 'x', labels.csv:15 '1.5'",
             "empty label (1): labels.csv:14",
             "split other than train, val or test (1): labels.csv:16 'dev'",
             "empty split (1): labels.csv:17",

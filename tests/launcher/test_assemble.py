@@ -7,7 +7,9 @@ from tiny_runs import make_config, noisy_data
 
 from data.manifest import TEST, TRAIN, VALIDATION
 from data.noise import CORRECT, MIS_H, MIS_L
+from engine.config import differences
 from launcher.assemble import build_method, build_task, load_noisy_data
+from launcher.settings import MAY_CHANGE_ON_RESUME
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
@@ -154,3 +156,12 @@ def test_methods_without_a_division_have_no_warm_up_to_warn_of(caplog):
     config = make_config("elr", run={"epochs": 1})
     build_method(config, noisy_data(config))
     assert not caplog.text
+
+
+def test_the_order_of_classes_is_kept_and_may_not_change_on_resume():
+    data = {"source": "csv", "root": "x", "class_names": ["mild", "grave"]}
+    one = make_config("cross_entropy", data=data)
+    other = make_config("cross_entropy", data={**data, "class_names": ["grave", "mild"]})
+    assert one.model_dump(mode="json")["data"]["class_names"] == ["mild", "grave"]
+    changed = 'data.class_names: ["mild", "grave"] -> ["grave", "mild"]'
+    assert differences(one, other, MAY_CHANGE_ON_RESUME) == [changed]

@@ -1,0 +1,96 @@
+"""The classes of a data set: which there are, in which order, and what a label's text means."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from data.errors import DataError, shorten
+from data.sources.table import Row
+
+__all__ = ["check_names", "find_classes", "in_order", "label_parser", "whole_number"]
+
+logger = logging.getLogger(__name__)
+
+# Tables with gaps hold whole numbers as 3.0.
+WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0*)?")
+
+
+def whole_number(text: str) -> int | None:
+    """The number of a text such as ``3`` or ``3.0``; None where it is none."""
+    match = WHOLE_NUMBER.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def in_order(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Names in alphabetical order, with a warning from three classes on, then numbers in theirs.
+
+    Args:
+        names: The classes that were found.
+        where: The data set's name for messages.
+    """
+    order = sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name))
+    if len(order) > 2 and not all(map(str.isdecimal, order)):
+        logger.warning(
+            "%s: classes are in alphabetical order: %s; quadratic kappa takes it for the order of "
+            "the grades, data.class_names gives another", where, shorten(order),
+        )  # fmt: skip
+    return tuple(order)
+
+
+def find_classes(rows: Sequence[Row], num_classes: int | None, where: str) -> tuple[str, ...]:
+    """The classes of labels that come without a list of them.
+
+    Args:
+        rows: What the label files say.
+        num_classes: How many there are, where they are numbers; None = up to the largest number.
+        where: The data set's name for messages.
+    """
+    texts = {text for row in rows for text in (row.label, row.true_label) if text}
+    numbers = [number for number in map(whole_number, texts) if number is not None]
+    if texts and not numbers:
+        return in_order(texts, where)
+    if num_classes is None:
+        # Each class needs a sample, so a larger number is a mistake, not a class.
+        num_classes = max((number for number in numbers if number < len(rows)), default=0) + 1
+    return tuple(map(str, range(num_classes)))
+
+
+def check_names(rows: Sequence[Row], class_names: tuple[str, ...], where: str) -> None:
+    """Checks that the names among the labels are those of data.class_names.
+
+    Raises:
+        DataError: Naming each other one and where it stands first.
+    """
+    known, unknown = {"", *class_names}, dict[str, str]()
+    for row in rows:
+        for text in (row.label, row.true_label):
+            if text not in known and whole_number(text) is None:
+                unknown.setdefault(text, row.place)
+    if unknown:
+        found = shorten([f"{text!r} (first {place})" for text, place in unknown.items()])
+        raise DataError(
+            f"{where}: labels that are not in data.class_names: {found}; "
+            f"expected {', '.join(class_names)}"
+        )
+
+
+def label_parser(class_names: tuple[str, ...]) -> Callable[[str], int]:
+    """A function from a label's text to its number; raises ValueError with the kind of problem."""
+    numbers = {str(number): number for number in range(len(class_names))}
+    # A name goes before a number: folders "1", "2", "3" are the classes 0, 1, 2.
+    lookup = numbers | {name: number for number, name in enumerate(class_names)}
+    allowed = f"0..{len(class_names) - 1}"
+    if set(class_names) != set(numbers):
+        allowed = f"{allowed} or {', '.join(class_names)}"
+
+    def parse(text: str) -> int:
+        if text in lookup:
+            return lookup[text]
+        number = whole_number(text)
+        if number is None:
+            raise ValueError(f"label that is no number and no class, expected {allowed}")
+        if str(number) not in lookup:
+            raise ValueError(f"label outside {allowed}")
+        return lookup[str(number)]
+
+    return parse
