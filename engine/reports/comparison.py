@@ -1,14 +1,16 @@
 """Many runs side by side: what may share a table, and what may not.
 
 Runs on the same data for the same number of epochs share a *bed*; in a bed a method and a noise
-make a cell, and the cell's runs differ in their seeds alone. What does not fit is left out or shown
+make a cell, and the cell's runs differ in their seeds alone. A method on labels that a review has
+corrected is a row beside its own: the test set is the same. What does not fit is left out or shown
 apart, and named.
 """
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.config import flat_settings
 from engine.metrics import METRIC_TITLES
@@ -26,6 +28,7 @@ OCCASIONS = {
 }
 _SHOWN_KEYS = 3
 _SHOWN_CHARACTERS = 40
+_CORRECTIONS = "data.corrections"
 
 Settings = Mapping[str, str]
 _Key = tuple[tuple[str, str], ...]
@@ -92,6 +95,12 @@ class _Entry:
     method: _Key
     seed: str
 
+    @property
+    def name(self) -> str:
+        """Of its row."""
+        is_corrected = _CORRECTIONS in dict(self.method)
+        return self.run.method + (", corrected labels" if is_corrected else "")
+
 
 def compare(runs: Sequence[RunFolder], ignored: Collection[str] = ()) -> Comparison:
     """Sort runs into beds and cells.
@@ -109,7 +118,7 @@ def compare(runs: Sequence[RunFolder], ignored: Collection[str] = ()) -> Compari
         else:
             entries.append(_place(run, ignored))
     of_beds: dict[_Key, list[_Entry]] = {}
-    for entry in entries:
+    for entry in _beside_uncorrected(entries):
         of_beds.setdefault(entry.bed, []).append(entry)
     names = _names_apart(
         {
@@ -140,7 +149,11 @@ def _place(run: RunFolder, ignored: Collection[str]) -> _Entry:
     bed = {k: v for k, v in data.items() if not any(f"{k}.".startswith(f"{i}.") for i in not_data)}
     # How the rest is split into training and validation may depend on the seed.
     bed["classes"] = json.dumps(facts.class_names)
-    bed["samples"] = str(sum(facts.num_samples.values()) or "not recorded")
+    corrections = bed.pop(_CORRECTIONS, None)
+    if corrections is not None and run.setting(_CORRECTIONS):
+        settings[_CORRECTIONS] = corrections
+    else:
+        bed["samples"] = str(sum(facts.num_samples.values()) or "not recorded")
     bed["test images"] = str(sum(facts.num_test_images) or "not recorded")
     noise = flat_settings({"noise": run.setting("noise") or {}}, ["noise.seed", *ignored])
     noise_seed, seed = run.setting("noise.seed"), str(run.setting("run.seed"))
@@ -151,6 +164,32 @@ def _place(run: RunFolder, ignored: Collection[str]) -> _Entry:
         method=_key(settings),
         seed=seed if noise_seed is None else f"{seed}/{noise_seed}",
     )
+
+
+def _beside_uncorrected(entries: Sequence[_Entry]) -> list[_Entry]:
+    """Corrected runs in the bed of the others, though reviews may have left images out.
+
+    Where each seed was reviewed by itself, all are one row, as long as no seed comes twice.
+    """
+    beds = defaultdict[_Key, set[_Key]](set)
+    rows = defaultdict[tuple[_Key, ...], list[_Entry]](list)
+    for entry in entries:
+        beds[_without("samples", entry.bed)].add(entry.bed)
+        rows[entry.bed, entry.noise, _without(_CORRECTIONS, entry.method)].append(entry)
+    result = []
+    for (bed, _, method), members in rows.items():
+        # Of several, nobody knows which was corrected.
+        others = beds[bed] - {bed}
+        place = others.pop() if len(others) == 1 else bed
+        if len({e.method for e in members}) > 1 and len({e.seed for e in members}) == len(members):
+            row = _key({**dict(method), _CORRECTIONS: "other files for each seed"})
+            members = [replace(entry, method=row) for entry in members]
+        result += [replace(entry, bed=place) for entry in members]
+    return result
+
+
+def _without(name: str, key: _Key) -> _Key:
+    return tuple(pair for pair in key if pair[0] != name)
 
 
 def _is_of_data(key: str) -> bool:
@@ -210,7 +249,7 @@ def _shortened(value: str) -> str:
 def _bed(name: str, entries: Sequence[_Entry], left_out: list[str]) -> Bed:
     """Sort a bed's runs into cells; a second run of a seed is left out with a line."""
     noise_names = _names_apart({entry.noise: entry.run.noise for entry in entries})
-    variants = {entry.method: entry.run.method for entry in entries}
+    variants = {entry.method: entry.name for entry in entries}
     method_names = _method_names(entries, variants)
     cells: dict[tuple[str, str], Cell] = {}
     for entry in entries:

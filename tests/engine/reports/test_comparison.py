@@ -144,6 +144,53 @@ def test_settings_of_a_method_make_rows_that_name_them(write):
     )
 
 
+def facts(run, num_train):
+    """The run with as many training samples, as it is read."""
+    RunFacts(num_samples={"train": num_train, "test": 20}, num_test_images=(20,)).write(run.path)
+    return read_run(run.path)
+
+
+@pytest.mark.parametrize("files", ["a.csv {}", "a.csv"])
+def test_corrected_labels_are_a_row_beside_the_others(write, files):
+    """Whether one review serves all seeds or each has its own; some leave images out."""
+    runs = [facts(write(f"q{seed}", last, seed=seed), 100) for seed, last in enumerate(GCE)]
+    for seed, last in enumerate(QMIX):
+        data = {"corrections": files.format(seed)}
+        runs.append(facts(write(f"c{seed}", last, seed=seed, data=data), 100 - seed))
+    (bed,) = compare(runs).beds
+    assert bed.methods == ("qmix", "qmix, corrected labels")
+    shown = "other files for each seed" if "{}" in files else "a.csv"
+    assert bed.notes == (
+        "data.corrections is not the same for all methods: unset (qmix), "
+        f"{shown} (qmix, corrected labels)",
+    )
+    (contrast,) = contrasts(bed, "last", "kappa")
+    assert (contrast.first, contrast.second) == bed.methods
+    assert contrast.test.num_pairs == 3
+    assert contrast.test.p_t == pytest.approx(stats.ttest_rel(GCE, QMIX).pvalue)
+
+
+def test_two_reviews_of_a_seed_are_two_rows(write):
+    runs = [write("a")]
+    runs += [write(f"{n}", data={"corrections": [*"ab"][:n]}) for n in (1, 2)]
+    (bed,) = compare(runs).beds
+    assert bed.methods == (
+        "qmix",
+        'qmix, corrected labels (corrections ["a", "b"])',
+        'qmix, corrected labels (corrections ["a"])',
+    )
+
+
+def test_corrected_labels_of_other_images_are_shown_apart(write):
+    """Other test images; or which of two sets of samples was corrected is not known."""
+    corrected = facts(write("c", data={"corrections": "a.csv"}), 99)
+    other = facts(write("b", data={"synthetic": {"num_train": 64, "num_test": 24}}), 100)
+    assert len(compare([corrected, other]).beds) == 2
+    first, second = (facts(write(f"{num}"), num) for num in (100, 110))
+    assert len(compare([corrected, first]).beds) == 1
+    assert len(compare([corrected, first, second]).beds) == 3
+
+
 def test_a_method_set_otherwise_under_each_noise_is_one_row_with_a_note(write):
     method = {"name": "coteaching", "ramp_epochs": 2}
     runs = [
