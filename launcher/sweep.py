@@ -288,7 +288,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("index", type=int, help="number of the cell, from 0")
             command.add_argument("--job", help="number of the SLURM job that runs it")
         command.add_argument(
-            "settings", nargs="*", metavar="section.key=value",
+            # Without a default argparse names them among what is missing.
+            "settings", nargs="*", default=[], metavar="section.key=value",
             help="settings of all cells that win over the file",
         )  # fmt: skip
     return parser.parse_args(arguments)

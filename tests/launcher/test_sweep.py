@@ -119,6 +119,16 @@ def test_a_faulty_command_line_is_refused(write, capsys, arguments, message):
     assert capsys.readouterr().err.startswith(f"error: {message.format(path=path)}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(["status"], "file"), (["run"], "file, index"), (["run", "a.yaml"], "index")],
+)
+def test_what_is_missing_of_a_command_line_is_only_what_is_needed(capsys, arguments, missing):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.endswith(f"arguments are required: {missing}\n")
+
+
 def test_a_missing_base_is_said_before_anything_runs(write, capsys):
     assert main(["count", str(write(base="nowhere.yaml"))]) == 2
     assert (
