@@ -75,7 +75,7 @@ def _read(
     """The decisions of one file, checked."""
     if not path.is_file():
         raise DataError(f"data.corrections: {path}: no such file")
-    header, rows = read_csv(path, [])
+    header, rows = read_csv(path, [(name,) for name in COLUMNS])
     if tuple(header) != COLUMNS:
         raise DataError(
             f"{path}: has the columns {', '.join(header)}; required: {', '.join(COLUMNS)}"

@@ -117,6 +117,12 @@ def test_another_header_is_refused(apply, header):
         apply(["1" + "," * fields], header=header)
 
 
+def test_semicolons_are_refused_with_a_hint(apply):
+    """As spreadsheets write it where the comma is the decimal mark."""
+    with pytest.raises(DataError, match="required: .*new_label, separated by commas"):
+        apply(["1;b.png;benign;keep;"], header=HEADER.replace(",", ";"))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"data\.corrections: .*none\.csv: no such file"):
         apply_corrections([tmp_path / "none.csv"], manifest(), LABELS)
