@@ -13,7 +13,7 @@ from data.config import DataConfig
 from data.errors import DataError, Problems, shorten
 from data.images import FileImages
 from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION, Manifest, PackedStrings
-from data.sources.classes import check_names, find_classes, label_parser, whole_number
+from data.sources.classes import check_gaps, check_names, find_classes, label_parser, whole_number
 from data.sources.finder import IMAGE_SUFFIXES, ImageFinder
 from data.sources.source import Source
 from data.sources.table import Row
@@ -59,8 +59,8 @@ def assemble(
         rows: What the label files say.
         config: The data section.
         class_names: The classes in the order of their numbers, where data.class_names is unset;
-            None = found in the labels: their numbers, or, where none of them is a number, their
-            names in alphabetical order.
+            None = found in the labels: their numbers, or, where most of them are none, their names
+            in alphabetical order.
         folders: Where images are looked for, relative to the root.
 
     Raises:
@@ -72,8 +72,8 @@ def assemble(
     problems = Problems(str(root))
     if config.class_names is not None:
         check_names(rows, config.class_names, str(root))
-    class_names = config.class_names or class_names
-    class_names = class_names or find_classes(rows, config.num_classes, str(root))
+    given = config.class_names or class_names
+    class_names = given or find_classes(rows, config.num_classes, str(root))
     if config.num_classes not in (None, len(class_names)):
         problems.add(
             f"classes, but data.num_classes is {config.num_classes}", ", ".join(class_names)
@@ -86,8 +86,11 @@ def assemble(
         offenders[_why_lost(row, finder, folders)].append(f"{row.place} {row.image!r}")
     if config.on_unreadable == "error":
         problems.add_all(offenders)
-    columns = _parse_columns(rows, class_names, problems)
+    parse_label = label_parser(class_names, takes_both=given is not None)
+    columns = _parse_columns(rows, parse_label, problems)
     problems.raise_any()
+    if given is None and config.num_classes is None:
+        check_gaps(rows, columns, class_names, str(root))
     if len(class_names) < 2:
         raise DataError(
             f"{root}: {len(rows)} images of one class, {class_names[0]}; expected two classes or "
@@ -127,10 +130,9 @@ def _why_lost(row: Row, finder: ImageFinder, folders: tuple[str, ...]) -> str:
 
 
 def _parse_columns(
-    rows: Sequence[Row], class_names: tuple[str, ...], problems: Problems
+    rows: Sequence[Row], parse_label: Callable[[str], int], problems: Problems
 ) -> dict[str, Any]:
     """The manifest's arrays, (N) each; what is wrong goes to `problems`."""
-    parse_label = label_parser(class_names)
     patients = _encode([row.patient for row in rows])
     # Where no row has a split, all are training samples until splits are carved.
     no_splits = TRAIN if not any(row.split for row in rows) else None

@@ -190,6 +190,44 @@ def test_whole_numbers_may_have_a_point(tmp_path):
     assert manifest.quality.tolist() == [UNKNOWN if i % 3 else 1 for i in range(55)]
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([*GRADES * 4, "2"], r"number among names, expected grave, .* \(1\): labels.csv:14 '2'$"),
+        ([*GRADES * 4, "7.0"], r"number among names, .* \(1\): labels.csv:14 '7.0'$"),
+        (
+            [*"012" * 4, "mild"],
+            r"no number and no class, expected 0..2 \(1\): labels.csv:14 'mild'$",
+        ),
+        (
+            [*"012" * 4, "9", "9"],
+            r"no label is 3, 4, .*, 8, but .* label is 9 \(first labels.csv:14",
+        ),
+        (
+            [*"0022" * 4],
+            r"no label is 1, but the largest in column label is 2 \(first labels.csv:4",
+        ),
+        ([*"3412" * 4], r"labels begin at 1 \(first labels.csv:4\); expected from 0$"),
+    ],
+)
+def test_a_few_labels_unlike_the_others_are_named(tmp_path, labels, message):
+    write_csv(tmp_path, labels)
+    with pytest.raises(DataError, match=message) as error:
+        load(tmp_path, "csv")
+    assert "\n" not in str(error.value)
+
+
+def test_the_largest_label_may_be_a_true_one(tmp_path):
+    rows = [f"{i}.png,{i % 2},{'5' if i == 7 else ''}" for i in range(10)]
+    write_images(tmp_path, *(f"{i}.png" for i in range(10)))
+    (tmp_path / "labels.csv").write_text("\n".join(["image,label,true_label", *rows]) + "\n")
+    message = (
+        r"no label is 2, 3, 4, 5, but the largest in column true_label is 5 \(first labels.csv:9"
+    )
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "csv")
+
+
 def prepare(folder, root, **changes):
     config = DataConfig(source="csv", root=root, image_size=8, **changes)
     recipe = Recipe(size=8, crop="none", encoding="png", quality=90)

@@ -71,7 +71,7 @@ def test_every_kind_of_problem_is_in_one_message_with_ten_names(tmp_path):
         (
             "image,label",
             [f"{index}.png,{index % 2 * 2}" for index in range(10)],
-            r"no training sample has class 1 \(1\); expected some of each of 3",
+            r"no label is 1, but the largest in column label is 2 \(first labels.csv:3\); expected",
         ),
         ("image,label,split", ["a.png,0,train", "b.png,1,val"], "no sample is left for test"),
         ("image,label,split", ["a.png,0,test", "b.png,1,test"], "no sample is left for train"),
