@@ -1,9 +1,11 @@
 """Settings of the data section."""
 
+import functools
+import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from data.images import Crop, Resize
 from data.synthetic import SyntheticConfig
@@ -26,6 +28,10 @@ SourceName = Literal[
 WITHOUT_FILES = ("digits", "synthetic")
 WITH_OWN_CLASSES = ("csv", "folder")
 WITHOUT_LABEL_FILE = ("folder", *WITHOUT_FILES)
+
+
+# Labels are compared with letters and their accents as one character each.
+Composed = Annotated[str, AfterValidator(functools.partial(unicodedata.normalize, "NFC"))]
 
 
 class DataConfig(BaseModel):
@@ -54,7 +60,7 @@ class DataConfig(BaseModel):
         description="Number of classes; unset = what the source says. Labels of a plain CSV are "
         "checked against it; for other sources it must agree with theirs.",
     )
-    class_names: tuple[str, ...] | None = Field(
+    class_names: tuple[Composed, ...] | None = Field(
         None,
         min_length=2,
         description="For csv and folder: the classes in order, such as the grades of a disease, "

@@ -14,7 +14,7 @@ from data.errors import DataError, Problems, shorten
 from data.images import FileImages
 from data.manifest import SPLIT_NAMES, TEST, TRAIN, UNKNOWN, VALIDATION, Manifest, PackedStrings
 from data.sources.classes import check_gaps, check_names, find_classes, label_parser, whole_number
-from data.sources.finder import IMAGE_SUFFIXES, ImageFinder
+from data.sources.finder import IMAGE_SUFFIXES, ImageFinder, compose
 from data.sources.source import Source
 from data.sources.table import Row
 
@@ -70,6 +70,7 @@ def assemble(
     """
     root = data_root(config)
     problems = Problems(str(root))
+    rows = [_compose(row) for row in rows]
     if config.class_names is not None:
         check_names(rows, config.class_names, str(root))
     given = config.class_names or class_names
@@ -105,6 +106,14 @@ def assemble(
     return Source(manifest, reader, tuple(row.image for row in lost))
 
 
+def _compose(row: Row) -> Row:
+    """The row with equal texts for what looks the same; the image's name is the finder's matter."""
+    if (row.label + row.true_label + row.patient).isascii():
+        return row
+    texts = {field: compose(getattr(row, field)) for field in ("label", "true_label", "patient")}
+    return row._replace(**texts)
+
+
 def _locate(rows: Sequence[Row], finder: ImageFinder, problems: Problems) -> list[str]:
     """Each row's image file, relative to the root; empty where there is none."""
     names: list[str] = []
@@ -126,7 +135,8 @@ def _why_lost(row: Row, finder: ImageFinder, folders: tuple[str, ...]) -> str:
     """The kind of problem of a row without an image."""
     if finder.is_passed_over(row.image):
         return f"image with a suffix that is not read, expected {', '.join(IMAGE_SUFFIXES)}"
-    return f"no such image in {', '.join(folder or '.' for folder in folders)}"
+    hint = ", where / separates folders, not \\" if "\\" in row.image else ""
+    return f"no such image in {', '.join(folder or '.' for folder in folders)}{hint}"
 
 
 def _parse_columns(

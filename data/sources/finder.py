@@ -6,10 +6,11 @@ the folder that holds them takes a second.
 
 import os
 import posixpath
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFinder", "stem"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFinder", "compose", "stem"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -18,6 +19,11 @@ def stem(name: str) -> str:
     """The name without an image suffix; other dots belong to the name."""
     base, suffix = posixpath.splitext(name)
     return base if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def compose(text: str) -> str:
+    """Letters with accents as one character each (NFC); file systems of Macs take them apart."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 class ImageFinder:
@@ -32,6 +38,8 @@ class ImageFinder:
         """
         self._root, self._folders = root, folders
         self._listings: dict[str, dict[str, list[str]]] = {}
+        self._composed: dict[str, dict[str, list[str]]] = {}
+        self._spellings: dict[str, str] = {}
         self._others: dict[str, set[str]] = {}
         self._real_root = os.path.realpath(root)
         self._real_folders: dict[str, str] = {}
@@ -42,7 +50,8 @@ class ImageFinder:
         Args:
             name: A path relative to one of the folders, or an absolute one. A file with another
                 image suffix than the name's, or where the name has none, is a match too: resized
-                copies of a data set often change it.
+                copies of a data set often change it. Where there is none, accents may be letters of
+                their own in one of both.
 
         Returns:
             One path; none if there is no such file; several if the suffixes alone tell them apart.
@@ -54,17 +63,18 @@ class ImageFinder:
             if matches:
                 exact = [match for match in matches if match == base]
                 return [posixpath.join(parent, match) for match in exact or matches]
-        return []
+        return [] if name.isascii() else self._find_alike(compose(name))
 
     def is_passed_over(self, name: str) -> bool:
         """Whether a name that nothing is found for is that of a file with another suffix."""
         for folder in self._folders:
             parent, base = self._split(folder, name)
+            parent = self._spelling(parent)
             if parent not in self._others:
                 path = self._root / parent
                 entries = os.scandir(path) if path.is_dir() else ()
-                self._others[parent] = {entry.name for entry in entries if entry.is_file()}
-            if base in self._others[parent]:
+                self._others[parent] = {compose(entry.name) for entry in entries if entry.is_file()}
+            if compose(base) in self._others[parent]:
                 return True
         return False
 
@@ -72,6 +82,35 @@ class ImageFinder:
         """A found path as it is without links among its folders: equal for the same file."""
         parent, base = posixpath.split(path)
         return posixpath.join(self._real(parent), base)
+
+    def _find_alike(self, name: str) -> list[str]:
+        """The files whose names are a composed name once they are composed, too."""
+        for folder in self._folders:
+            parent, base = self._split(folder, name)
+            parent = self._spelling(parent)
+            if parent not in self._composed:
+                by_stem: defaultdict[str, list[str]] = defaultdict(list)
+                for names in self._list(parent).values():
+                    by_stem[compose(stem(names[0]))] += names
+                self._composed[parent] = dict(by_stem)
+            matches = self._composed[parent].get(stem(base), [])
+            if matches:
+                exact = [match for match in matches if compose(match) == base]
+                return [posixpath.join(parent, match) for match in exact or matches]
+        return []
+
+    def _spelling(self, folder: str) -> str:
+        """A folder as the file system spells it, which may compose its letters otherwise."""
+        if folder not in self._spellings:
+            found = "/" if folder.startswith("/") else ""
+            for part in folder.strip("/").split("/"):
+                path = self._root / found
+                if path.is_dir() and not (path / part).is_dir():
+                    alike = [name for name in os.listdir(path) if compose(name) == compose(part)]
+                    part = min(alike, default=part)
+                found = posixpath.join(found, part)
+            self._spellings[folder] = self._from_root(found) if found.startswith("/") else found
+        return self._spellings[folder]
 
     def _split(self, folder: str, name: str) -> tuple[str, str]:
         """A name's folder, relative to the root, and what it is called there."""

@@ -9,7 +9,7 @@ from data.config import DataConfig
 from data.errors import DataError, shorten
 from data.sources.assemble import SPLITS, assemble, data_root, label_file
 from data.sources.classes import in_order
-from data.sources.finder import IMAGE_SUFFIXES, stem
+from data.sources.finder import IMAGE_SUFFIXES, compose, stem
 from data.sources.source import Source
 from data.sources.table import Row, read_rows
 
@@ -56,7 +56,7 @@ def load_folder(config: DataConfig, seed: int) -> Source:
     splits = _split_folders(root)
     files = [(split, *found) for split in splits for found in _files_of_classes(root, split)]
     rows = [Row(path, path, name, split=split) for split, name, path in files if _is_image(path)]
-    names = {name for split in splits for name in _subfolders(root / split)}
+    names = {compose(name) for split in splits for name in _subfolders(root / split)}
     passed_over = [path for _, _, path in files if not _is_image(path)]
     passed_over += [path for split in splits for path in _images_beside(root, split)]
     if passed_over:

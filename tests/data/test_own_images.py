@@ -1,6 +1,7 @@
 """Sources folder and csv: images and labels as people keep them."""
 
 import logging
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -105,6 +106,49 @@ def test_a_csv_names_a_file_with_a_suffix_that_is_not_read(tmp_path, caplog):
     source = load(tmp_path, "csv", on_unreadable="quarantine")
     assert len(source.quarantined) == 4
     assert "left out, image with a suffix that is not read" in caplog.text
+
+
+NFC, NFD = (unicodedata.normalize(form, "Müller/Größe {}.png") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("written", "stored"), [(NFC, NFD), (NFD, NFC), (f"{{root}}/{NFD}", NFC)])
+def test_accents_may_be_letters_of_their_own(tmp_path, written, stored):
+    root = tmp_path / unicodedata.normalize("NFC", "Bänder")
+    write_csv(root, ["0", "1"] * 5, stored)
+    text = (root / "labels.csv").read_text()
+    text = text.replace(
+        stored[:-6], written[:-6].replace("{root}", unicodedata.normalize("NFD", str(root)))
+    )
+    (root / "labels.csv").write_text(text)
+    source = load(root, "csv")
+    assert list(source.manifest.names) == [stored.format(index) for index in range(10)]
+    (root / "labels.csv").write_text(f"{text}{stored.format(3)},0\n")
+    with pytest.raises(DataError, match=r"same image twice \(1\): labels.csv:12 "):
+        load(root, "csv")
+
+
+def test_labels_and_patients_that_look_the_same_are_the_same(tmp_path):
+    names = [unicodedata.normalize(form, "bösartig") for form in ("NFC", "NFD")]
+    write_classes(tmp_path, f"train/{names[0]}", f"test/{names[1]}", "train/gutartig")
+    for class_names in (None, ("gutartig", names[1])):
+        manifest = load(tmp_path, class_names=class_names).manifest
+        assert set(manifest.class_names) == {"gutartig", names[0]}
+    rows = [
+        f"{index}.png,{index % 2},{name},{split}"
+        for index, (name, split) in enumerate(zip(names, ("train", "test"), strict=True))
+    ]
+    write_images(tmp_path, "0.png", "1.png")
+    (tmp_path / "labels.csv").write_text("\n".join(["image,label,patient,split", *rows]) + "\n")
+    with pytest.raises(DataError, match="patient or group in two splits"):
+        load(tmp_path, "csv")
+
+
+def test_a_backslash_in_a_name_is_hinted_at(tmp_path):
+    write_csv(tmp_path, ["a", "b"] * 5, "deep/{}.png")
+    text = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(text.replace("deep/", "deep\\"))
+    with pytest.raises(DataError, match=r"no such image in ., images, where / separates .* \(10\)"):
+        load(tmp_path, "csv")
 
 
 # ---- classes and their order
