@@ -6,6 +6,7 @@ stay plain pydantic models beside the component that they configure.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,8 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
         overrides: ``section.key=value`` with the value in YAML, such as ``optim.lr=5e-4`` or
             ``optim.betas=[0.9, 0.95]``. The last one of a key wins.
 
+    A path that begins with ``~`` leads to the home folder, wherever it is set.
+
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong. All errors at once, each
             on a line that names file (or command line), key, what was found and what is allowed.
@@ -48,12 +51,15 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
     settings = tree
     for keys, value in changes:
         settings = _replaced(settings, keys, value)
+    wrong: list[tuple[KeyPath, str]] = []
     try:
         config = model.model_validate_json(json.dumps(settings), strict=True, extra="forbid")
+        config = _at_home(config, (), wrong)
     except ValidationError as error:
-        for key_path, message in explain(error, model, settings):
-            where = _origin(key_path, path, tree, [keys for keys, _ in changes])
-            problems.append(": ".join(filter(None, [where, format_path(key_path), message])))
+        wrong += explain(error, model, settings)
+    for key_path, message in wrong:
+        where = _origin(key_path, path, tree, [keys for keys, _ in changes])
+        problems.append(": ".join(filter(None, [where, format_path(key_path), message])))
     if problems:
         # Members of a union that fail alike give equal lines.
         raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -133,6 +139,26 @@ def _replaced(tree: Any, keys: KeyPath, value: Any) -> Any:
         return value
     section = tree if isinstance(tree, dict) else {}
     return {**section, keys[0]: _replaced(section.get(keys[0]), keys[1:], value)}
+
+
+def _at_home(value: Any, keys: KeyPath, wrong: list[tuple[KeyPath, str]]) -> Any:
+    """Return a setting with the home folder for the ``~`` of its paths, those inside it included.
+
+    Where a user has no home folder, the key and a message go to ``wrong``.
+    """
+    if isinstance(value, Path):
+        expanded = os.path.expanduser(value)
+        if expanded.startswith("~"):
+            wrong.append((keys, f"found '{value}', but {value.parts[0]} has no home folder"))
+        return Path(expanded)
+    if isinstance(value, BaseModel):
+        update = {name: _at_home(item, (*keys, name), wrong) for name, item in value}
+        return value.model_copy(update=update)
+    if isinstance(value, dict):
+        return {key: _at_home(item, (*keys, key), wrong) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)([_at_home(item, (*keys, i), wrong) for i, item in enumerate(value)])
+    return value
 
 
 def _origin(path: KeyPath, file: Path, tree: Any, overridden: list[KeyPath]) -> str:
