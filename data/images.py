@@ -37,6 +37,7 @@ __all__ = [
     "decode_reduced",
     "find_unreadable",
     "fit",
+    "has_deep_grey",
     "read_part",
     "scale",
     "shorten",
@@ -251,7 +252,11 @@ def decode_reduced(
         raise DataError(f"{name}: cannot be read as an image ({_reason(error)})") from error
 
 
-def find_unreadable(reader: ImageReader, num_threads: int = 1) -> dict[int, str]:
+def find_unreadable(
+    reader: ImageReader,
+    num_threads: int = 1,
+    look: Callable[[int, NDArray[np.uint8]], None] = lambda index, pixels: None,
+) -> dict[int, str]:
     """Reads every image once and reports those that fail: {sample_id: message}, ascending.
 
     Decoding is what finds a truncated file; its size and its header look fine.
@@ -259,11 +264,12 @@ def find_unreadable(reader: ImageReader, num_threads: int = 1) -> dict[int, str]
     Args:
         reader: What the run will read from.
         num_threads: How many images are decoded at a time (Pillow releases the interpreter lock).
+        look: Called with the sample_id and the pixels of each other one, in no order.
     """
 
     def attempt(index: int) -> str:
         try:
-            reader.read(index)
+            look(index, reader.read(index))
         except DataError as error:
             return str(error)
         return ""
@@ -271,6 +277,12 @@ def find_unreadable(reader: ImageReader, num_threads: int = 1) -> dict[int, str]
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         messages = pool.map(attempt, range(len(reader)))
         return {index: message for index, message in enumerate(messages) if message}
+
+
+def has_deep_grey(path: Path) -> bool:
+    """Whether a file holds grey levels of 16 bits; only its header is read."""
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

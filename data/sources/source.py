@@ -4,14 +4,18 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import DataError, shorten
-from data.images import FileImages, ImageReader, find_unreadable
+from data.images import FileImages, ImageReader, find_unreadable, has_deep_grey
 from data.manifest import Manifest
 
 __all__ = ["Source", "check_images", "quarantine_unreadable"]
 
 logger = logging.getLogger(__name__)
+
+# A quarter of the range of 8 bits.
+DARK = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Source:
 def check_images(source: Source, num_threads: int = 1) -> None:
     """Decodes every image once: the only way to find truncated files before the run does.
 
+    Images of 16 bits that look dark because they use fewer are warned of.
+
     Args:
         source: What `load_source` returned. With ``on_unreadable: quarantine`` it has been
             checked already.
@@ -40,10 +46,25 @@ def check_images(source: Source, num_threads: int = 1) -> None:
     Raises:
         DataError: Naming the first unreadable images and the number of the others.
     """
-    unreadable = find_unreadable(source.reader, num_threads)
+    reader, dark = source.reader, list[int]()
+
+    def look(index: int, pixels: NDArray[np.uint8]) -> None:
+        # What is delivered of 16 bits are the upper 8.
+        if not isinstance(reader, FileImages) or pixels.max() >= DARK:
+            return
+        if has_deep_grey(reader.root / reader.names[index]):
+            dark.append(index)
+
+    unreadable = find_unreadable(reader, num_threads, look)
+    if dark:
+        logger.warning(
+            "images of 16 bits that use less than a quarter of their range (%d), such as %s: they "
+            "are read as nearly black; save them with their brightest value at 65535",
+            len(dark), source.manifest.names[min(dark)],
+        )  # fmt: skip
     if unreadable:
         raise DataError(
-            f"{len(unreadable)} of {len(source.reader)} images cannot be read; mend them or set "
+            f"{len(unreadable)} of {len(reader)} images cannot be read; mend them or set "
             f"data.on_unreadable to quarantine: {shorten(list(unreadable.values()))}"
         )
 

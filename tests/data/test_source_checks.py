@@ -220,3 +220,14 @@ def test_a_sound_data_set_passes_the_check(tmp_path):
     assert source.quarantined == ()
     assert len(source.manifest.where(TRAIN)) == 16
     check_images(source)
+
+
+def test_images_of_16_bits_that_use_fewer_are_warned_of(tmp_path, caplog):
+    write_own(tmp_path, "image,label,split", ROWS)
+    levels = np.random.default_rng(0).integers(0, 4096, (40, 40), np.uint16)
+    for index, factor in ((7, 1), (4, 1), (9, 15)):
+        Image.fromarray(levels * np.uint16(factor)).save(tmp_path / f"{index}.png")
+    check_images(load(tmp_path), num_threads=2)  # others are black, of 8 bits
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("images of 16 bits that use less than a quarter of their range (2), ")
+    assert "such as 4.png: they are read as nearly black" in message
