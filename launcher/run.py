@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = read_environment().rank
     formatter, handler = PhaseFormatter(rank), logging.StreamHandler()
     handler.setFormatter(formatter)
+    # Every process reads the same labels and would warn of the same.
+    handler.addFilter(lambda record: rank == 0 or not record.name.startswith("data."))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler])
     interrupts = Interrupts()
 

@@ -26,7 +26,7 @@ def whole_number(text: str) -> int | None:
 
 
 def in_order(names: Iterable[str], where: str) -> tuple[str, ...]:
-    """Names in alphabetical order, with a warning from three classes on, then numbers in theirs.
+    """Names in alphabetical order, which is said from three classes on, then numbers in theirs.
 
     Args:
         names: The classes that were found.
@@ -34,7 +34,7 @@ def in_order(names: Iterable[str], where: str) -> tuple[str, ...]:
     """
     order = sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     if len(order) > 2 and not all(map(str.isdecimal, order)):
-        logger.warning(
+        logger.info(
             "%s: classes are in alphabetical order: %s; quadratic kappa takes it for the order of "
             "the grades, data.class_names gives another", where, shorten(order),
         )  # fmt: skip

@@ -204,7 +204,8 @@ def test_class_names_that_fit_nothing_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("source", ["csv", "folder"])
-def test_three_names_in_alphabetical_order_are_warned_of(tmp_path, source, caplog):
+def test_that_three_names_are_in_alphabetical_order_is_said(tmp_path, source, caplog):
+    caplog.set_level("INFO")
     write_classes(tmp_path, *GRADES)
     write_csv(tmp_path, GRADES * 3)
     assert load(tmp_path, source).manifest.class_names == ("grave", "healthy", "mild")
@@ -213,11 +214,12 @@ def test_three_names_in_alphabetical_order_are_warned_of(tmp_path, source, caplo
 
 
 def test_two_names_have_no_order_and_numbers_have_theirs(tmp_path, caplog):
+    caplog.set_level("INFO")
     write_classes(tmp_path / "numbers", "1", "2", "10")
     write_classes(tmp_path / "names", "b", "a")
     assert load(tmp_path / "numbers").manifest.class_names == ("1", "2", "10")
     assert load(tmp_path / "names").manifest.class_names == ("a", "b")
-    assert caplog.text == ""
+    assert "alphabetical order" not in caplog.text
 
 
 def test_whole_numbers_may_have_a_point(tmp_path):

@@ -209,6 +209,17 @@ def test_a_mistake_is_said_once_where_rank_0_is_the_last_to_start(tmp_path):
     assert result.stderr.count("error: command line: optim.lrr: unknown key") == 1
 
 
+@pytest.mark.slow
+def test_what_all_processes_see_in_the_data_is_said_once(tmp_path):
+    data = write_images(tmp_path / "images")
+    (tmp_path / "images" / "ill" / "scan.gif").touch()
+    path = write_config(tmp_path, "cross_entropy", data=data)
+    run = ROOT / "launcher" / "run.py"
+    result = launch_processes(run, ["--config", str(path), "--check"], 2, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("files passed over (1), such as ill/scan.gif") == 1
+
+
 def test_a_mistake_that_rank_0_has_not_lived_to_say_is_said(monkeypatch, tmp_path, capsys):
     waited = []
     monkeypatch.setattr("launcher.ends.time.sleep", waited.append)
