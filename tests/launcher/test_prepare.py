@@ -76,16 +76,14 @@ def test_a_killed_run_continues_to_the_same_files(root, whole, tmp_path, capsys)
     assert contents(folder) == contents(whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "the keyboard")]
-)
-def test_a_run_that_is_asked_to_stop_says_how_to_go_on(root, whole, tmp_path, number, name):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on(root, whole, tmp_path, number):
     folder = tmp_path / "prepared"
     process = start(root, folder)
     process.send_signal(number)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert f"stopped by {name}; the same command goes on" in log
+    assert f"stopped by {number.name}; the same command goes on" in log
     assert prepare.main(command(root, folder)) == 0
     assert contents(folder) == contents(whole)
 
