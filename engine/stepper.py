@@ -74,17 +74,19 @@ class Stepper:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, after the weights of the module."""
-        fused = [group["fused"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        # The state may have been saved on another kind of device or by ZeRO: a fused step needs it
-        # laid out as the weights are.
-        for group, is_fused in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = is_fused
-            for parameter in group["params"]:
-                own = self.optimizer.state[parameter]
-                for key, value in own.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        own[key] = torch.empty_like(parameter).copy_(value)
+        # It may have been saved on another kind of device or by ZeRO: whether steps are fused, and
+        # with it where their count lies, is decided here, and moments lie as the weights do.
+        saved = state["optimizer"]
+        groups = [
+            {**group, "fused": own["fused"]}
+            for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        for parameter, own in self.optimizer.state.items():
+            for key, value in own.items():
+                is_moment = isinstance(value, Tensor) and value.shape == parameter.shape
+                if is_moment and value.stride() != parameter.stride():
+                    own[key] = torch.empty_like(parameter).copy_(value)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -52,6 +52,21 @@ def test_a_state_from_elsewhere_is_laid_out_as_the_weights_are(name):
         assert torch.equal(ours, theirs)
 
 
+def test_the_count_of_steps_lies_where_fused_steps_need_it():
+    """With the weights, as float32; torch moves it for optimisers that it takes for fused alone."""
+    there, here = make_stepper("adamw"), make_stepper("adamw")
+    take_step(there)
+    state = copy.deepcopy(there.state_dict())
+    for moments in state["optimizer"]["state"].values():
+        moments["step"] = moments["step"].double()
+    for group in here.optimizer.param_groups:
+        group["fused"] = True
+    here.load_state_dict(state)
+    counts = [moments["step"] for moments in here.optimizer.state.values()]
+    assert len(counts) == 4 and all(count.dtype == torch.float32 for count in counts)
+    take_step(here)
+
+
 @pytest.mark.parametrize(
     ("shapes", "bucket"),
     [
