@@ -102,10 +102,10 @@ class OurStep:
             "prediction": torch.full((size, NUM_CLASSES), float("nan"), device=labels.device),
         }
         terms = self.stepper.wrapped(Batch(self._ids, views, rows, 0, step))
-        loss, _ = global_loss(terms, self._ids)
-        self.stepper.step(loss, rate)
+        loss = global_loss(terms, self._ids)
+        self.stepper.step(loss.value, rate, loss.require_finite)
         self.method.after_step()
-        return loss.detach()
+        return loss.value.detach()
 
     @property
     def encoders(self) -> list[nn.Module]:

@@ -95,4 +95,5 @@ def take_step(trainer: Trainer, ids: Tensor, views: Mapping[str, Tensor]) -> Non
     step = EPOCH * trainer.steps_per_epoch
     trainer.stepper.wrapped.train()
     terms = trainer.stepper.wrapped(Batch(ids.to(rows["label"].device), views, rows, EPOCH, step))
-    trainer.stepper.step(global_loss(terms, ids)[0], rate=0.0)
+    loss = global_loss(terms, ids)
+    trainer.stepper.step(loss.value, 0.0, loss.require_finite)

@@ -20,15 +20,18 @@ __all__ = [
     "all_reduce_sum",
     "all_reduce_sum_with_grad",
     "average_batch_statistics",
+    "begin_sum",
     "broadcast",
     "gather_equal_rows",
     "gather_objects",
     "gather_rows",
     "gather_with_grad",
+    "is_behind",
     "num_ranks",
     "on_main",
     "own_rows",
     "rank",
+    "to_cpu_later",
 ]
 
 
@@ -83,6 +86,53 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = _on_the_wire(tensor.detach().clone())
     dist.all_reduce(total)
     return total.to(tensor.device)
+
+
+def to_cpu_later(tensor: Tensor) -> Callable[[], Tensor]:
+    """A copy of a small tensor on the CPU that nobody waits for yet.
+
+    Args:
+        tensor: Any shape; it may change after this call.
+
+    Returns:
+        Gives the copy. What a GPU was asked to do before this call is waited for then; what it was
+        asked later goes on meanwhile.
+    """
+    if not tensor.is_cuda:
+        copy = tensor.detach().clone()
+        return lambda: copy
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    pinned.copy_(tensor.detach(), non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return pinned
+
+    return wait
+
+
+def is_behind() -> bool:
+    """Whether exchanges stand in line with a GPU's other work; the same on all ranks."""
+    if num_ranks() == 1:
+        return False
+    return bool(dist.get_backend() == "nccl")
+
+
+def begin_sum(tensor: Tensor) -> Callable[[], Tensor]:
+    """Sum over ranks of a small tensor on the CPU, given as by :func:`to_cpu_later`.
+
+    Args:
+        tensor: Any shape, the same on every rank.
+    """
+    if num_ranks() == 1:
+        return to_cpu_later(tensor)
+    total = tensor.detach().clone()
+    if is_behind():  # pinned: else its copy to the GPU would be waited for
+        total = total.pin_memory().cuda(non_blocking=True)
+    dist.all_reduce(total)
+    return to_cpu_later(total)
 
 
 class _SumOverRanks(torch.autograd.Function):

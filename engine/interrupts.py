@@ -2,13 +2,15 @@
 
 A cluster that takes its machines back sends SIGTERM, or a signal of one's choice some time before
 (SLURM's ``--signal=USR1@120``). Ranks get it at different moments. Each only notes it; at the next
-boundary all learn whether any was asked, so they stop at the same step, save, and exit alike.
+boundary all tell each other whether any was asked, so they stop at the same step, save, and exit
+alike.
 """
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -36,6 +38,8 @@ class Interrupts:
     def __init__(self) -> None:
         self._received = torch.zeros(len(SIGNALS), dtype=torch.int64)
         self._ctrl_c_at: float | None = None
+        # What ranks have begun to tell each other and have not read yet, the oldest first.
+        self._under_way: deque[Callable[[], torch.Tensor]] = deque()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -69,9 +73,13 @@ class Interrupts:
         """A boundary, which all ranks reach together.
 
         Raises:
-            RunInterruptedError: Some rank was asked to stop; on all ranks alike.
+            RunInterruptedError: Some rank was asked to stop; on all ranks alike. Where the answer
+                would have to wait for a GPU it is read at the next boundary.
         """
-        received = collectives.all_reduce_sum(self._received)
+        self._under_way.append(collectives.begin_sum(self._received))
+        if collectives.is_behind() and len(self._under_way) == 1:
+            return
+        received = self._under_way.popleft()()
         names = [s.name for s, count in zip(SIGNALS, received.tolist(), strict=True) if count]
         if names:
             raise RunInterruptedError(" and ".join(names))

@@ -6,7 +6,7 @@ under DeepSpeed's ZeRO each holds a slice of its state and, in stage 2, of the g
 go on under the other, on any number of processes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,11 +55,21 @@ class Stepper:
         self.parameters = [list(group["params"]) for group in optimizer.param_groups]
         self.wrapped, self.optimizer = accelerator.prepare(module, optimizer)
 
-    def step(self, loss: Tensor, rate: float) -> None:
-        """Differentiate the loss and take a step at this learning rate; a collective call."""
+    def step(
+        self, loss: Tensor, rate: float, require_finite: Callable[[], None] = lambda: None
+    ) -> None:
+        """Differentiate the loss and take a step at this learning rate; a collective call.
+
+        Args:
+            loss: () float.
+            rate: Learning rate.
+            require_finite: Called before anything moves, with the backward pass under way if
+                that can be; may raise.
+        """
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
+        require_finite()
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -124,8 +134,11 @@ class ZeroStepper(Stepper):
         super().__init__(accelerator, module, config)
         self._zero = self.optimizer.optimizer
 
-    def step(self, loss: Tensor, rate: float) -> None:
+    def step(
+        self, loss: Tensor, rate: float, require_finite: Callable[[], None] = lambda: None
+    ) -> None:
         """As above; here the backward call clips, steps and clears the gradients too."""
+        require_finite()
         set_learning_rate(self._zero, rate)
         self.accelerator.backward(loss)
 

@@ -1,6 +1,7 @@
 """From each rank's sums and counts to one loss: never a mean of means."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,14 +9,31 @@ from torch import Tensor
 from engine import collectives
 from methods.method import Term
 
-__all__ = ["NonFiniteLossError", "TermMeans", "global_loss"]
+__all__ = ["GlobalLoss", "NonFiniteLossError", "TermMeans", "global_loss"]
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite on some rank; raised on all ranks together."""
 
 
-def global_loss(terms: Mapping[str, Term], sample_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+class GlobalLoss(NamedTuple):
+    """A step's loss on all ranks together.
+
+    Attributes:
+        value: () float32 to differentiate.
+        shares: Of each term this rank's share of its global mean, () float32, detached; summed over
+            ranks it is the mean.
+        require_finite: Waits for the passes that the terms were made by, and raises
+            :class:`NonFiniteLossError` on all ranks where some rank's term is not finite. Called
+            when the GPU has been given the backward pass, it costs no time.
+    """
+
+    value: Tensor
+    shares: dict[str, Tensor]
+    require_finite: Callable[[], None]
+
+
+def global_loss(terms: Mapping[str, Term], sample_ids: Tensor) -> GlobalLoss:
     """The loss whose gradient, averaged over ranks by the wrapper, is that of the global batch.
 
     Each term's local sum is divided by its *global* count, fetched for all terms in one small
@@ -24,20 +42,17 @@ def global_loss(terms: Mapping[str, Term], sample_ids: Tensor) -> tuple[Tensor, 
     Args:
         terms: The method's terms, the same names in the same order on every rank.
         sample_ids: (B,) int64 of this rank, for the message.
-
-    Returns:
-        The loss to differentiate, and per term this rank's share of its global mean (detached;
-        summed over ranks it is the mean).
-
-    Raises:
-        NonFiniteLossError: Some rank's term is not finite.
     """
     totals = torch.stack([term.total.detach().float() for term in terms.values()])
     broken = (~totals.isfinite()).any().float()
-    counts = torch.stack([term.count.detach().float() for term in terms.values()] + [broken])
-    counts = collectives.all_reduce_sum(counts)
-    if counts[-1] > 0:
-        _raise_non_finite(terms, sample_ids)
+    counts = torch.stack([term.count.detach().float() for term in terms.values()])
+    counts = collectives.all_reduce_sum(torch.cat([counts, broken[None]]))
+    num_broken = collectives.to_cpu_later(counts[-1])
+
+    def require_finite() -> None:
+        if num_broken() > 0:
+            _raise_non_finite(terms, sample_ids)
+
     # A term without any sample has a sum of zero.
     shares = counts[:-1].clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
     shares = torch.where(counts[:-1] > 0, shares, 0.0)
@@ -48,7 +63,7 @@ def global_loss(terms: Mapping[str, Term], sample_ids: Tensor) -> tuple[Tensor, 
             for term, share in zip(terms.values(), shares, strict=True)
         ]
     ).sum()
-    return loss, dict(zip(terms, totals * shares, strict=True))
+    return GlobalLoss(loss, dict(zip(terms, totals * shares, strict=True)), require_finite)
 
 
 def _raise_non_finite(terms: Mapping[str, Term], sample_ids: Tensor) -> None:

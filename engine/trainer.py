@@ -213,12 +213,12 @@ class Trainer:
         rows = self.ledger.rows(sample_ids, device)
         batch = Batch(sample_ids.to(device, non_blocking=True), views, rows, epoch, step)
         terms = self.stepper.wrapped(batch)
-        loss, shares = global_loss(terms, sample_ids)
-        self.stepper.step(loss, rate)
+        loss = global_loss(terms, sample_ids)
+        self.stepper.step(loss.value, rate, loss.require_finite)
         collectives.average_batch_statistics(self.method)
         self.method.after_step()
         self.ledger.write(sample_ids, order=step, **batch.updates, **running_prediction(batch))
-        return shares
+        return loss.shares
 
     # -- statistics over all samples -------------------------------------------------------------
 

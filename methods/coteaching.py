@@ -12,7 +12,6 @@ Epochs count from 0, as in the authors' program, so the first one keeps every sa
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -88,7 +87,7 @@ def smallest_losses(losses: Tensor, rate: float) -> Tensor:
     everywhere = collectives.gather_equal_rows(losses)
     # Not a sample less because of the rounding of 0.6 * 10.
     num_kept = max(int(rate * len(everywhere) + 1e-6), 1)
-    chosen = torch.zeros_like(everywhere, dtype=torch.bool)
-    chosen[everywhere.argsort(stable=True)[:num_kept]] = True
+    # By place in the order: a mask that is written at an index would wait for a GPU.
+    places = everywhere.argsort(stable=True).argsort()
     start = collectives.rank() * len(losses)
-    return chosen[start : start + len(losses)]
+    return places[start : start + len(losses)] < num_kept

@@ -179,10 +179,10 @@ def loss_of_uneven_counts():
     ids = mine(torch.arange(NUM_ROWS))
     means = TermMeans()
     for _ in range(2):
-        loss, shares = global_loss(wrapped(mine(table()), ids), ids)
-        means.add(shares)
-    loss.backward()
-    return {"loss": loss.detach(), "gradient": model.weight.grad, "means": means.reduce()}
+        loss = global_loss(wrapped(mine(table()), ids), ids)
+        means.add(loss.shares)
+    loss.value.backward()
+    return {"loss": loss.value.detach(), "gradient": model.weight.grad, "means": means.reduce()}
 
 
 def loss_that_is_not_finite():
@@ -191,7 +191,7 @@ def loss_that_is_not_finite():
     good = torch.ones(())
     bad = torch.where(ids == NUM_ROWS - 1, torch.nan, 1.0).sum()
     try:
-        global_loss({"good": Term(good, good), "bad": Term(bad, good)}, ids)
+        global_loss({"good": Term(good, good), "bad": Term(bad, good)}, ids).require_finite()
     except NonFiniteLossError as error:
         return {"message": str(error)}
     return {}

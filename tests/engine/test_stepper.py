@@ -89,3 +89,19 @@ def test_zeros_buffers_are_no_larger_than_the_gradients(monkeypatch, shapes, buc
     ZeroStepper(accelerator, module, OptimConfig())
     zero = settings["zero_optimization"]
     assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (bucket, bucket)
+
+
+def test_a_loss_that_is_refused_moves_nothing():
+    """The backward pass is under way by then."""
+    stepper = make_stepper("adamw")
+    before = copy.deepcopy(stepper.module.state_dict())
+
+    def refuse():
+        assert all(p.grad is not None for p in stepper.module.parameters())
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        stepper.step(stepper.wrapped(torch.ones(2, 4, 3, 3)).sum(), 0.1, refuse)
+    after = stepper.module.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not stepper.optimizer.state

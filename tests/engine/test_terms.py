@@ -12,7 +12,8 @@ def test_terms_are_divided_by_their_counts_and_weighted():
         "b": Term(x[2:].sum(), torch.tensor(1), weight=0.5),
         "empty": Term(x.sum() * 0, torch.tensor(0), weight=9.0),
     }
-    loss, shares = global_loss(terms, torch.arange(3))
+    loss, shares, require_finite = global_loss(terms, torch.arange(3))
+    require_finite()
     assert loss.item() == pytest.approx(1.5 + 0.5 * 3)
     loss.backward()
     assert x.grad.tolist() == [0.5, 0.5, 0.5]
@@ -24,8 +25,9 @@ def test_a_loss_that_is_not_finite_names_term_rank_and_samples():
         "good": Term(torch.tensor(1.0), torch.tensor(1)),
         "bad": Term(torch.tensor(float("nan")), torch.tensor(1)),
     }
+    loss = global_loss(terms, torch.arange(30, 42))
     with pytest.raises(NonFiniteLossError, match=r"rank 0: bad in a batch of 12 .*first \[30, 31,"):
-        global_loss(terms, torch.arange(30, 42))
+        loss.require_finite()
 
 
 def test_means_are_over_steps():

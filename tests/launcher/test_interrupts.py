@@ -214,7 +214,28 @@ def test_all_ranks_learn_of_a_signal_to_one(monkeypatch):
     interrupts = Interrupts()
     interrupts.raise_if_asked()
     monkeypatch.setattr(
-        "engine.collectives.all_reduce_sum", lambda mine: mine + torch.tensor([1, 2, 0])
+        "engine.collectives.begin_sum", lambda mine: lambda: mine + torch.tensor([1, 2, 0])
     )
     with pytest.raises(RunInterruptedError, match="SIGTERM and SIGUSR1"):
+        interrupts.raise_if_asked()
+
+
+def test_where_exchanges_wait_for_a_gpu_a_signal_is_seen_a_boundary_later(monkeypatch):
+    """By all ranks alike, and without a wait for the step that has just been begun."""
+    read = []
+
+    def begin_sum(received):
+        total = received.clone()
+        return lambda: (read.append(total.tolist()), total)[1]
+
+    monkeypatch.setattr("engine.collectives.is_behind", lambda: True)
+    monkeypatch.setattr("engine.collectives.begin_sum", begin_sum)
+    interrupts = Interrupts()
+    interrupts.raise_if_asked()
+    assert read == []
+    with interrupts.listening():
+        signal.raise_signal(signal.SIGTERM)
+    interrupts.raise_if_asked()
+    assert read == [[0, 0, 0]]
+    with pytest.raises(RunInterruptedError, match=r"^SIGTERM$"):
         interrupts.raise_if_asked()
