@@ -1,8 +1,10 @@
 """Networks that methods are made of: backbone, classifier, projector, moving average."""
 
 import copy
+from collections import defaultdict
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -330,9 +332,15 @@ class MomentumCopy(nn.Module):
         super().__init__()
         self.decay, self.warm_start = decay, warm_start
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        # The same where no GPU has to be waited for; None = to be asked for.
+        self._count: int | None = None
         self.copy = copy.deepcopy(network).requires_grad_(False).eval()
         if network.compile_mode is not None:  # deepcopy leaves compiled passes out
             self.copy.compile_encoder(network.compile_mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._count = None
 
     def train(self, mode: bool = True) -> "MomentumCopy":
         """Stay in eval mode whatever the owner does."""
@@ -341,18 +349,18 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Set average := decay * average + (1 - decay) * network."""
-        self.num_updates += 1
-        # Made where it is used: a copy to the GPU would wait for all that it has been given to do.
-        share = torch.full_like(self.num_updates, 1 - self.decay, dtype=torch.float64)
+        share = 1 - self.decay
         if self.warm_start:
-            share = (1 / (self.num_updates.double() + 1)).clamp_min(1 - self.decay)
-        shares = {dtype: share.to(dtype) for dtype in (torch.float32, torch.float64)}
-        for average, current in zip(self.copy.state_dict().values(),
-                                    network.state_dict().values(), strict=True):  # fmt: skip
-            if average.is_floating_point():
-                average.lerp_(current, shares[average.dtype])
+            if self._count is None:
+                self._count = int(self.num_updates)
+            self._count += 1
+            share = max(share, 1 / (self._count + 1))
+        self.num_updates += 1
+        for dtype, (averages, currents) in _by_dtype(self.copy, network).items():
+            if dtype.is_floating_point:
+                torch._foreach_lerp_(averages, currents, share)
             else:
-                average.copy_(current)
+                torch._foreach_copy_(averages, currents)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -364,3 +372,16 @@ class MomentumCopy(nn.Module):
         """L2-normalised embedding (B, D) float32 by the averaged encoder and projector."""
         embedding: Tensor = self.copy.project(self.copy(images).features)
         return embedding
+
+
+def _by_dtype(*modules: nn.Module) -> dict[torch.dtype, tuple[list[Tensor], ...]]:
+    """Parameters and buffers of modules of one structure, those of a type together.
+
+    A GPU takes each list in a few kernels instead of one for each tensor.
+    """
+    lists: defaultdict[torch.dtype, tuple[list[Tensor], ...]]
+    lists = defaultdict(lambda: tuple([] for _ in modules))
+    for tensors in zip(*(chain(m.parameters(), m.buffers()) for m in modules), strict=True):
+        for found, tensor in zip(lists[tensors[0].dtype], tensors, strict=True):
+            found.append(tensor)
+    return lists
