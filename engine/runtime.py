@@ -51,6 +51,11 @@ class RuntimeConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Of the networks' passes; losses and statistics stay float32."
     )
+    deterministic: bool = Field(
+        False,
+        description="Take kernels that sum in the same order each time, so that a run repeats to "
+        "the last bit on a GPU too, at a price in time. torch warns of a layer that has none.",
+    )
     zero_stage: int | None = Field(
         None,
         ge=0,
@@ -194,6 +199,7 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
             "set runtime.device=cpu"
         )
     plugin = _zero_plugin(config, environment, on_cpu)
+    _choose_kernels(config.deterministic)
     # Two passes of one BatchNorm before a backward pass fail if buffers are broadcast in between
     # (pytorch#22095); statistics are averaged after each step instead.
     handlers: list[KwargsHandler] = [
@@ -213,6 +219,16 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
         deepspeed_plugin=plugin,
         kwargs_handlers=handlers,
     )
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Tell torch whether sums need one order."""
+    if deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    # What is allocated is written before it is read; filling it first would only take time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def end_process(code: int) -> NoReturn:

@@ -41,6 +41,7 @@ MAY_CHANGE_ON_RESUME = (
     "audit",
     "runtime.device",
     "runtime.zero_stage",
+    "runtime.deterministic",
     "runtime.timeout_seconds",
     "tracking",
 )

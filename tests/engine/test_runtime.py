@@ -80,6 +80,16 @@ def test_settings_of_deepspeed_in_a_file_are_refused(environment, monkeypatch):
         start_processes(RuntimeConfig(**CPU))
 
 
+def test_kernels_with_one_order_are_asked_for_and_no_longer(environment, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    for deterministic in (True, False):
+        start_processes(RuntimeConfig(device="cpu", deterministic=deterministic))
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.backends.cudnn.deterministic == deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_fp16_is_refused_where_losses_cannot_be_scaled(environment, monkeypatch):
     with pytest.raises(ConfigError, match=r"^runtime.precision: fp16 needs a GPU"):
         start_processes(RuntimeConfig(precision="fp16", **CPU))
