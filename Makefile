@@ -1,4 +1,4 @@
-# make demo | test | check | clean. Each sets up .venv by itself; PYTHON=python3.11 picks its Python.
+# make demo | test | test-gpu | check | clean. Each sets up .venv by itself; PYTHON=python3.11 picks its Python.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -6,7 +6,7 @@ READY := .venv/.ready
 THREADS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check clean
+.PHONY: demo test test-gpu check clean
 
 demo: $(READY)
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml \
@@ -15,6 +15,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu --numprocesses 2
 
 check: $(READY)
 	$(BIN)/ruff check .

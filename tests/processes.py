@@ -10,16 +10,17 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def launch(script: Path, arguments: list[str], num_processes: int, cwd: Path, config_file=None):
+def launch(
+    script: Path, arguments: list[str], num_processes: int, cwd: Path, config_file=None, gpus=False
+):
     """Run a script under ``accelerate launch`` on CPU processes of one thread each.
 
-    With a configuration file of accelerate, such as ``ddp.yaml``, the kind of launch is as it says.
+    With a configuration file of accelerate, such as ``ddp.yaml``, the kind of launch is as it says;
+    with ``gpus`` there is a GPU for each process.
     """
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if not gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     if config_file is None:
         kind = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         kind += ["--multi_gpu"] if num_processes > 1 else []

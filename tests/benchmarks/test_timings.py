@@ -44,9 +44,9 @@ def test_figures_stand_beside_their_goals(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", [overhead, epoch])
-def test_a_small_measurement_ends_with_its_figures(benchmark, capsys, fresh_processes):
-    assert benchmark.main(["--rounds", "1", "--steps", "2", *settings(TINY)]) == 0
+@pytest.mark.parametrize("program", [overhead, epoch])
+def test_a_small_measurement_ends_with_its_figures(program, capsys, fresh_processes):
+    assert program.main(["--rounds", "1", "--steps", "2", *settings(TINY)]) == 0
     figures = last_line(capsys)
     assert all(figure["is"] > 0 for figure in figures.values() if isinstance(figure, dict))
 

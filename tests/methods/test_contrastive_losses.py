@@ -59,7 +59,9 @@ def test_similarity_contrast_of_three_samples_by_hand():
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 def test_similarity_contrast_equals_a_plain_loop(threshold):
     rows = [row(i, threshold) for i in range(NUM_QUERIES)]
-    assert similarity(threshold=threshold).tolist() == pytest.approx([loss for loss, _ in rows])
+    expected = [loss for loss, _ in rows]
+    # log(1 - dot) near dot = 1 has fewer digits than float32.
+    assert similarity(threshold=threshold).tolist() == pytest.approx(expected, rel=1e-5)
     num_pairs = {num for _, num in rows}
     assert num_pairs == {0.0: {NUM_PLACES}, 1.0: {1}}.get(threshold, num_pairs)
     if threshold == 0.3:  # some take part and some do not
