@@ -1,10 +1,7 @@
-"""Networks that methods are made of: backbone, classifier, projector, moving average."""
+"""Networks that methods are made of: backbone, classifier, projector."""
 
-import copy
-from collections import defaultdict
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +16,6 @@ from methods.weights import ModelError, load_weights
 __all__ = [
     "TORCHVISION_BACKBONES",
     "ModelConfig",
-    "MomentumCopy",
     "Network",
     "NetworkOutput",
     "Projector",
@@ -311,77 +307,3 @@ def _build_timm(name: str) -> tuple[nn.Module, int]:
         raise ModelError(f"model.backbone: timm has no model {name!r}; similar: {near}")
     encoder = timm.create_model(name, pretrained=False, num_classes=0)
     return encoder, int(encoder.num_features)
-
-
-class MomentumCopy(nn.Module):
-    """Exponential moving average of a network; always in eval mode, never with gradient.
-
-    Floating-point parameters and buffers are averaged, integer buffers copied.
-
-    Args:
-        network: Network to follow; the copy starts equal to it.
-        decay: Share of the old average kept at each update, in [0, 1); 0 follows exactly.
-        warm_start: Keep at most ``1 - 1 / (n + 1)`` at update n = 1, 2, ..., so that the average is
-            the mean of all networks so far while those are few (Tarvainen and Valpola, Mean
-            Teacher, NeurIPS 2017).
-    """
-
-    num_updates: Tensor
-
-    def __init__(self, network: "Network", decay: float, *, warm_start: bool = False) -> None:
-        super().__init__()
-        self.decay, self.warm_start = decay, warm_start
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        # The same where no GPU has to be waited for; None = to be asked for.
-        self._count: int | None = None
-        self.copy = copy.deepcopy(network).requires_grad_(False).eval()
-        if network.compile_mode is not None:  # deepcopy leaves compiled passes out
-            self.copy.compile_encoder(network.compile_mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._count = None
-
-    def train(self, mode: bool = True) -> "MomentumCopy":
-        """Stay in eval mode whatever the owner does."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Set average := decay * average + (1 - decay) * network."""
-        share = 1 - self.decay
-        if self.warm_start:
-            if self._count is None:
-                self._count = int(self.num_updates)
-            self._count += 1
-            share = max(share, 1 / (self._count + 1))
-        self.num_updates += 1
-        for dtype, (averages, currents) in _by_dtype(self.copy, network).items():
-            if dtype.is_floating_point:
-                torch._foreach_lerp_(averages, currents, share)
-            else:
-                torch._foreach_copy_(averages, currents)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Class probabilities (B, C) float32 of the averaged network."""
-        return F.softmax(self.copy(images).logits.float(), dim=-1)
-
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> Tensor:
-        """L2-normalised embedding (B, D) float32 by the averaged encoder and projector."""
-        embedding: Tensor = self.copy.project(self.copy(images).features)
-        return embedding
-
-
-def _by_dtype(*modules: nn.Module) -> dict[torch.dtype, tuple[list[Tensor], ...]]:
-    """Parameters and buffers of modules of one structure, those of a type together.
-
-    A GPU takes each list in a few kernels instead of one for each tensor.
-    """
-    lists: defaultdict[torch.dtype, tuple[list[Tensor], ...]]
-    lists = defaultdict(lambda: tuple([] for _ in modules))
-    for tensors in zip(*(chain(m.parameters(), m.buffers()) for m in modules), strict=True):
-        for found, tensor in zip(lists[tensors[0].dtype], tensors, strict=True):
-            found.append(tensor)
-    return lists

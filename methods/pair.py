@@ -8,9 +8,10 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from engine import collectives
+from methods.averages import MomentumCopy
 from methods.losses import prior_divergence
 from methods.method import Method, Problem, Term
-from methods.networks import MomentumCopy, Network, Projector
+from methods.networks import Network, Projector
 
 __all__ = ["NUM_NETWORKS", "Pair", "prior_term"]
 

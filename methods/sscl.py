@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from engine.ledger import Column, Ledger
+from methods.averages import MomentumCopy
 from methods.losses import (
     generalised_cross_entropy,
     information_bottleneck,
@@ -43,7 +44,7 @@ from methods.losses import (
 )
 from methods.method import Batch, Method, MethodError, Problem, Term, View
 from methods.mixmatch import mix_neighbours, mixup_coefficient, require_neighbours
-from methods.networks import MomentumCopy, Network, Projector
+from methods.networks import Network, Projector
 from methods.queue import KeyQueue
 from methods.separation import CORRECT, MIS_H
 

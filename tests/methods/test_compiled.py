@@ -7,7 +7,7 @@ from small_networks import assert_same_tensors, images, small
 from tiny_runs import make_config, noisy_data
 
 from launcher.assemble import build_method
-from methods.networks import MomentumCopy
+from methods.averages import MomentumCopy
 
 MODES = [{"compile": True}, {"compile": True, "cuda_graphs": True}]
 

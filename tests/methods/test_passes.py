@@ -7,7 +7,7 @@ from small_networks import assert_same_tensors, images, lived_in, small
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from methods.networks import MomentumCopy
+from methods.averages import MomentumCopy
 from methods.passes import recompute_blocks
 from methods.weights import ModelError
 
