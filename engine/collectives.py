@@ -22,11 +22,11 @@ __all__ = [
     "average_batch_statistics",
     "begin_sum",
     "broadcast",
+    "exchanges_queue_on_gpu",
     "gather_equal_rows",
     "gather_objects",
     "gather_rows",
     "gather_with_grad",
-    "is_behind",
     "num_ranks",
     "on_main",
     "own_rows",
@@ -113,7 +113,7 @@ def to_cpu_later(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def is_behind() -> bool:
+def exchanges_queue_on_gpu() -> bool:
     """Whether exchanges stand in line with a GPU's other work; the same on all ranks."""
     if num_ranks() == 1:
         return False
@@ -129,7 +129,7 @@ def begin_sum(tensor: Tensor) -> Callable[[], Tensor]:
     if num_ranks() == 1:
         return to_cpu_later(tensor)
     total = tensor.detach().clone()
-    if is_behind():  # pinned: else its copy to the GPU would be waited for
+    if exchanges_queue_on_gpu():  # pinned: else its copy to the GPU would be waited for
         total = total.pin_memory().cuda(non_blocking=True)
     dist.all_reduce(total)
     return to_cpu_later(total)

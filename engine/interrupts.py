@@ -77,7 +77,7 @@ class Interrupts:
                 would have to wait for a GPU it is read at the next boundary.
         """
         self._under_way.append(collectives.begin_sum(self._received))
-        if collectives.is_behind() and len(self._under_way) == 1:
+        if collectives.exchanges_queue_on_gpu() and len(self._under_way) == 1:
             return
         received = self._under_way.popleft()()
         names = [s.name for s, count in zip(SIGNALS, received.tolist(), strict=True) if count]

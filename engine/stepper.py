@@ -63,8 +63,8 @@ class Stepper:
         Args:
             loss: () float.
             rate: Learning rate.
-            require_finite: Called before anything moves, with the backward pass under way if
-                that can be; may raise.
+            require_finite: Called before weights and the optimiser's state move, with the backward
+                pass under way if that can be; may raise.
         """
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()

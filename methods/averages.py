@@ -2,7 +2,6 @@
 
 import copy
 from collections import defaultdict
-from itertools import chain
 from typing import Any
 
 import torch
@@ -38,6 +37,8 @@ class MomentumCopy(nn.Module):
         self.copy = copy.deepcopy(network).requires_grad_(False).eval()
         if network.compile_mode is not None:  # deepcopy leaves compiled passes out
             self.copy.compile_encoder(network.compile_mode)
+        # Layers that keep what they have made of their weights in eval mode, as some of timm do.
+        self._keeps = any(type(m).train is not nn.Module.train for m in self.copy.modules())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -62,6 +63,9 @@ class MomentumCopy(nn.Module):
                 torch._foreach_lerp_(averages, currents, share)
             else:
                 torch._foreach_copy_(averages, currents)
+        if self._keeps:
+            self.copy.train()
+            self.copy.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -76,13 +80,18 @@ class MomentumCopy(nn.Module):
 
 
 def _by_dtype(*modules: nn.Module) -> dict[torch.dtype, tuple[list[Tensor], ...]]:
-    """Parameters and buffers of modules of one structure, those of a type together.
+    """State of modules of one structure, each tensor once, those of a type together.
 
     A GPU takes each list in a few kernels instead of one for each tensor.
     """
+    # Buffers that are no state may be remade, in another shape, in a pass that only one has made.
+    states = [
+        {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values()
+        for module in modules
+    ]
     lists: defaultdict[torch.dtype, tuple[list[Tensor], ...]]
     lists = defaultdict(lambda: tuple([] for _ in modules))
-    for tensors in zip(*(chain(m.parameters(), m.buffers()) for m in modules), strict=True):
+    for tensors in zip(*states, strict=True):
         for found, tensor in zip(lists[tensors[0].dtype], tensors, strict=True):
             found.append(tensor)
     return lists

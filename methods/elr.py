@@ -9,7 +9,7 @@ ELR+ trains two networks; the target of each comes from the moving average of th
 weights, and samples are mixed with mixup.
 
 Equation map: ``losses.early_learning_penalty`` the regulariser, eq. 6; ``running_target`` temporal
-ensembling, eq. 9; the weight average is ``networks.MomentumCopy``.
+ensembling, eq. 9; the weight average is ``averages.MomentumCopy``.
 
 Targets live in the ledger, so a step finds those of the sample's last epoch and writes the new ones
 for the next. ELR+ differs from the authors' program in this: the regulariser has its full weight

@@ -6,6 +6,8 @@ import pytest
 import torch
 from processes import collect
 
+from engine import collectives
+
 SCRIPT = Path(__file__).with_name("collective_values.py")
 NUM_ROWS = 12
 
@@ -154,3 +156,10 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_every_rank(ranks):
             f"the loss is not finite on rank {last}: bad in a batch of {len(ids)} samples, "
             f"first {ids[:10]}"
         )
+
+
+def test_a_copy_that_is_taken_later_is_of_now():
+    table = torch.zeros(2)
+    copy = collectives.to_cpu_later(table)
+    table.add_(1)
+    assert copy().tolist() == [0, 0]

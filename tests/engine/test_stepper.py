@@ -105,3 +105,19 @@ def test_a_loss_that_is_refused_moves_nothing():
     after = stepper.module.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not stepper.optimizer.state
+
+
+def test_zero_refuses_a_loss_before_its_backward_call_which_steps_too():
+    begun = []
+    stepper = object.__new__(ZeroStepper)
+    stepper.accelerator = SimpleNamespace(backward=begun.append)
+    stepper._zero = SimpleNamespace(param_groups=[])
+
+    def refuse():
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        stepper.step(torch.ones(()), 0.1, refuse)
+    assert begun == []
+    stepper.step(torch.ones(()), 0.1)
+    assert len(begun) == 1

@@ -228,7 +228,7 @@ def test_where_exchanges_wait_for_a_gpu_a_signal_is_seen_a_boundary_later(monkey
         total = received.clone()
         return lambda: (read.append(total.tolist()), total)[1]
 
-    monkeypatch.setattr("engine.collectives.is_behind", lambda: True)
+    monkeypatch.setattr("engine.collectives.exchanges_queue_on_gpu", lambda: True)
     monkeypatch.setattr("engine.collectives.begin_sum", begin_sum)
     interrupts = Interrupts()
     interrupts.raise_if_asked()

@@ -94,3 +94,39 @@ def test_a_tensor_of_two_names_moves_once():
     average.update(tied(3.0))
     assert average.copy.weight is average.copy.same
     assert average.copy.weight.tolist() == [1.5]
+
+
+class Caching(nn.Module):
+    """Makes a buffer that is no state in its passes, and keeps a product in eval mode."""
+
+    compile_mode = None
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value))
+        self.register_buffer("grid", torch.zeros(1), persistent=False)
+        self.kept = None
+
+    def train(self, mode=True):
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, images):
+        self.grid = torch.arange(float(len(images)))
+        if self.training:
+            return 2 * self.weight
+        self.kept = 2 * self.weight if self.kept is None else self.kept
+        return self.kept
+
+
+def test_an_average_follows_layers_that_keep_what_they_have_made():
+    """As timm's convit does the one and its levit the other."""
+    network = Caching(1.0)
+    average = MomentumCopy(network, decay=0.5)
+    network(images())
+    network.weight.data.fill_(3.0)
+    average.update(network)  # before its first pass
+    assert average.copy(images()).item() == 4
+    average.update(network)
+    assert average.copy(images()).item() == 5
+    assert not average.copy.training
