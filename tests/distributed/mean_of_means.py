@@ -12,5 +12,6 @@ if __name__ == "__main__":
     engine.terms.collectives = SimpleNamespace(
         all_reduce_sum=lambda counts: counts * collectives.num_ranks(),
         num_ranks=collectives.num_ranks,
+        to_cpu_later=collectives.to_cpu_later,
     )
     end_process(record_run.run())
