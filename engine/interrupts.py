@@ -9,7 +9,6 @@ alike.
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,8 +37,8 @@ class Interrupts:
     def __init__(self) -> None:
         self._received = torch.zeros(len(SIGNALS), dtype=torch.int64)
         self._ctrl_c_at: float | None = None
-        # What ranks have begun to tell each other and have not read yet, the oldest first.
-        self._under_way: deque[Callable[[], torch.Tensor]] = deque()
+        # What ranks began to tell each other at the last boundary.
+        self._begun: Callable[[], torch.Tensor] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -76,10 +75,10 @@ class Interrupts:
             RunInterruptedError: Some rank was asked to stop; on all ranks alike. Where the answer
                 would have to wait for a GPU it is read at the next boundary.
         """
-        self._under_way.append(collectives.begin_sum(self._received))
-        if collectives.exchanges_queue_on_gpu() and len(self._under_way) == 1:
+        before, self._begun = self._begun, collectives.begin_sum(self._received)
+        received = before if collectives.exchanges_queue_on_gpu() else self._begun
+        if received is None:
             return
-        received = self._under_way.popleft()()
-        names = [s.name for s, count in zip(SIGNALS, received.tolist(), strict=True) if count]
+        names = [s.name for s, count in zip(SIGNALS, received().tolist(), strict=True) if count]
         if names:
             raise RunInterruptedError(" and ".join(names))
