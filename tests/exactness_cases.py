@@ -1,5 +1,6 @@
 """What tests of many processes train: the tiny setting of each method, and what else matters."""
 
+import torch
 from method_settings import METHOD_SETTINGS, write_config
 
 CASES = {method: (method, {}) for method in METHOD_SETTINGS} | {
@@ -18,3 +19,11 @@ def write_cases(folder, cases=tuple(CASES), /, **sections):
         method, changed = CASES[case]
         write_config(of_case, method, run={"dir": str(of_case / "run")}, **changed, **sections)
     return folders
+
+
+def relative_difference(ours, theirs):
+    """Of the same tensors by name, all together, relative to the size of the second."""
+    assert ours.keys() == theirs.keys()
+    pairs = [(ours[name].double(), tensor.double()) for name, tensor in theirs.items()]
+    difference = torch.stack([(a - b).norm() for a, b in pairs]).norm()
+    return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
-from exactness_cases import write_cases
+from exactness_cases import relative_difference, write_cases
 from method_settings import METHOD_SETTINGS
 from processes import launch
 
@@ -34,13 +33,6 @@ SLOW = {"lr": 0.0002}
 def weights(folder):
     newest = max((folder / "run" / "checkpoints").glob("epoch-*"))
     return safetensors.torch.load_file(newest / "method.safetensors")
-
-
-def relative_difference(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    pairs = [(ours[name].double(), tensor.double()) for name, tensor in theirs.items()]
-    difference = torch.stack([(a - b).norm() for a, b in pairs]).norm()
-    return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()
 
 
 def train(folder, way, cases, script=MANY_RUNS, **sections):

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from exactness_cases import CASES, write_cases
+from exactness_cases import CASES, relative_difference, write_cases
 from processes import ROOT, launch
 from tiny_runs import make_config, make_trainer, train
 
@@ -42,19 +42,11 @@ def weights(config):
     return {name: tensor.cpu() for name, tensor in trainer.method.state_dict().items()}
 
 
-def distance(ours, theirs):
-    """Of all tensors together, relative to their size."""
-    assert ours.keys() == theirs.keys()
-    pairs = [(ours[name].double(), tensor.double()) for name, tensor in theirs.items()]
-    difference = torch.stack([(a - b).norm() for a, b in pairs]).norm()
-    return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_gpu_ends_where_a_cpu_does(case, fresh_processes):
     on_gpu = weights(config_of(case))
     fresh_processes()
-    assert distance(on_gpu, weights(config_of(case, runtime={"device": "cpu"}))) < 1e-4
+    assert relative_difference(on_gpu, weights(config_of(case, runtime={"device": "cpu"}))) < 1e-4
 
 
 @pytest.fixture
@@ -94,8 +86,8 @@ def test_half_precision_takes_nearly_the_same_steps(precision, fresh_processes):
     start = make_trainer(config_of("qmix")).method.state_dict()
     fresh_processes()
     in_full = weights(config_of("qmix"))
-    moved = distance(in_full, {name: tensor.cpu() for name, tensor in start.items()})
-    assert 0 < distance(in_half, in_full) < moved / 3
+    moved = relative_difference(in_full, {name: tensor.cpu() for name, tensor in start.items()})
+    assert 0 < relative_difference(in_half, in_full) < moved / 3
 
 
 class One(int):
@@ -141,7 +133,7 @@ def test_exchanges_over_nccl_change_nothing_and_wait_for_nothing(
     through_nccl()
     together = fit(config_of(case))
     assert dist.get_backend() == "nccl" and collectives.exchanges_queue_on_gpu()
-    assert distance(together, alone) < 1e-5
+    assert relative_difference(together, alone) < 1e-5
 
 
 def test_a_signal_over_nccl_stops_the_run_a_step_later(through_nccl):
@@ -170,7 +162,7 @@ def test_two_gpus_end_where_one_does(tmp_path, monkeypatch):
         assert result.returncode == 0, result.stderr[-3000:]
         newest = Path("run", "checkpoints", "epoch-0003", "method.safetensors")
         found.append({f.name: safetensors.torch.load_file(f / newest) for f in folders})
-    far = {case: distance(found[1][case], alone) for case, alone in found[0].items()}
+    far = {case: relative_difference(found[1][case], alone) for case, alone in found[0].items()}
     assert max(far.values()) < 1e-4, far
 
 
@@ -180,7 +172,7 @@ def test_a_run_with_graphs_takes_the_same_steps(method, fresh_processes):
     for keys in ({}, {"compile": True}, {"compile": True, "cuda_graphs": True}):
         fresh_processes()
         found.append(weights(config_of(method, model=keys)))
-    assert max(distance(other, found[0]) for other in found[1:]) < 1e-4
+    assert max(relative_difference(other, found[0]) for other in found[1:]) < 1e-4
 
 
 def assert_same_moments(ours, theirs):
@@ -209,4 +201,4 @@ def test_a_run_begun_on_a_gpu_goes_on_on_a_cpu_and_back(fresh_processes):
             trainer.epochs_done, trainer.steps_done = epoch + 1, 0
             snapshot = trainer.snapshot({}, {}, "")
         found.append({k: v.cpu() for k, v in snapshot.method.items()})
-    assert distance(*found) < 1e-3
+    assert relative_difference(*found) < 1e-3
