@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from timing import interleaved, seconds
+from timing import interleaved
 from torch.utils.flop_counter import FlopCounterMode
 from trainers import SETTINGS, build, first_batch, make_views, take_step, train_epoch
 
@@ -35,14 +35,15 @@ def measure(name: str, num_steps: int, settings: Sequence[str]) -> dict[str, flo
     Returns:
         ``images_per_second`` of the epoch's steps, ``ms_step``, ``ms_views`` and ``ms_passes``
         (forward, backward, optimiser) for a batch, ``teraflops`` of the passes at the epoch's pace
-        and ``peak_gib`` of the card's memory.
+        and ``peak_gib`` of the card's memory that was taken, with what graphs keep for themselves.
     """
+    torch.cuda.empty_cache()
     trainer = build(name, num_steps, settings)
     on_gpu = trainer.accelerator.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    step = seconds(lambda: train_epoch(trainer)) / trainer.steps_per_epoch
-    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+    step = median_time(lambda: train_epoch(trainer), rounds=3) / trainer.steps_per_epoch
+    peak = torch.cuda.max_memory_reserved() / 2**30 if on_gpu else 0.0
     ids, images = first_batch(trainer)
     views = make_views(trainer, ids, images)
     # Compiled passes would hide their products from the counter.
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=["qmix", "sscl"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["eager"])
-    parser.add_argument("--steps", type=int, default=12, help="steps of the timed epoch")
+    parser.add_argument("--steps", type=int, default=12, help="steps of a timed epoch")
     parser.add_argument("--matrix", type=int, default=8192, help="rows of the peak's matrices")
     parser.add_argument(
         "--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE",
