@@ -278,12 +278,9 @@ def _zero_plugin(
             f"runtime.zero_stage: {stage} needs the extra: pip install 'mednoise[deepspeed]'"
         )
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    plugin = DeepSpeedPlugin(
+    return DeepSpeedPlugin(
         zero_stage=stage,
         gradient_accumulation_steps=1,
         offload_optimizer_device="none",
         offload_param_device="none",
     )
-    # Weights stay in float32 whatever the precision of the passes is.
-    plugin.deepspeed_config["bf16"] = {"enabled": False}
-    return plugin

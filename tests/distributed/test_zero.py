@@ -74,6 +74,14 @@ def test_weights_after_24_steps_are_those_of_one_process(runs, way, case):
 
 
 @pytest.mark.slow
+def test_bf16_takes_the_steps_of_ddp_in_bf16(runs, tmp_path):
+    bf16 = {"optim": ADAMW, "runtime": {"precision": "bf16"}}
+    ddp, zero = (train(tmp_path / way, way, ("qmix",), **bf16)["qmix"] for way in ("ddp", "zero2"))
+    assert relative_difference(zero, ddp) < 1e-6
+    assert relative_difference(ddp, runs["ddp"]["qmix"]) > 1e-4
+
+
+@pytest.mark.slow
 def test_gradients_are_clipped_as_one_process_clips_them(tmp_path):
     """accelerate's default under DeepSpeed, to clip at 1, is the control."""
     cases = ("qmix", "sscl")
