@@ -35,7 +35,7 @@ class Interrupts:
     """The signals that this process was sent."""
 
     def __init__(self) -> None:
-        self._received = torch.zeros(len(SIGNALS), dtype=torch.int64)
+        self._received = [0] * len(SIGNALS)
         self._ctrl_c_at: float | None = None
         # What ranks began to tell each other at the last boundary.
         self._begun: Callable[[], torch.Tensor] | None = None
@@ -52,7 +52,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Little more than a note: a handler runs between any two instructions, in the midst of a
-        # collective.
+        # collective or of a compilation, which takes each call of torch for a part of the model.
         if number == signal.SIGINT:
             self._note_ctrl_c()
         self._received[SIGNALS.index(signal.Signals(number))] += 1
@@ -75,7 +75,7 @@ class Interrupts:
             RunInterruptedError: Some rank was asked to stop; on all ranks alike. Where the answer
                 would have to wait for a GPU it is read at the next boundary.
         """
-        before, self._begun = self._begun, collectives.begin_sum(self._received)
+        before, self._begun = self._begun, collectives.begin_sum(torch.tensor(self._received))
         received = before if collectives.exchanges_queue_on_gpu() else self._begun
         if received is None:
             return

@@ -128,8 +128,8 @@ class ZeroStepper(Stepper):
         for kind in ("reduce", "allgather"):
             settings["zero_optimization"][f"{kind}_bucket_size"] = bucket
         if accelerator.mixed_precision == "bf16":
-            # What accelerate does under DDP; DeepSpeed would round the weights themselves. From here
-            # on accelerate, which reads the precision from DeepSpeed's settings, knows of none.
+            # What accelerate does under DDP; DeepSpeed would round the weights themselves. From
+            # here on accelerate, which reads the precision from its settings, knows of none.
             autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
             module.forward = autocast(module.forward)
             settings["bf16"] = {"enabled": False}

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from method_settings import METHOD_SETTINGS, write_config
 from run_folders import assert_equal_trees, read_checkpoint, read_record, untimed
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.interrupts import EXIT_INTERRUPTED, SIGNALS, Interrupts, RunInterruptedError
 from launcher.ends import EXIT_KEYBOARD
@@ -217,6 +218,15 @@ def test_all_ranks_learn_of_a_signal_to_one(monkeypatch):
         "engine.collectives.begin_sum", lambda mine: lambda: mine + torch.tensor([1, 2, 0])
     )
     with pytest.raises(RunInterruptedError, match="SIGTERM and SIGUSR1"):
+        interrupts.raise_if_asked()
+
+
+def test_a_signal_is_noted_while_passes_are_compiled():
+    """torch.compile traces under this mode, which refuses each tensor that is not its own."""
+    interrupts = Interrupts()
+    with interrupts.listening(), FakeTensorMode():
+        signal.raise_signal(signal.SIGUSR1)
+    with pytest.raises(RunInterruptedError, match=r"^SIGUSR1$"):
         interrupts.raise_if_asked()
 
 
