@@ -276,11 +276,11 @@ class Trainer:
             wandb_id=wandb_id,
         )
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot.
+    def require_same_labels(self, snapshot: Snapshot) -> None:
+        """Refuse a snapshot of other samples, classes or labels, where files have changed.
 
         Raises:
-            CheckpointError: Samples, classes or labels are other ones, since files have changed.
+            CheckpointError: The message says how they differ.
         """
         before, now = snapshot.ledger["label"].long(), self.task.labels
         num_before, num_now = snapshot.ledger["running_prediction"].shape[1], self.task.num_classes
@@ -298,6 +298,9 @@ class Trainer:
                 f"the checkpoint was made with other labels: {len(differ)} samples differ, "
                 f"first sample_id {int(differ[0])}; put back the files of labels and corrections"
             )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of the same data."""
         self.method.load_state_dict(snapshot.method)
         self.ledger.load_state_dict(snapshot.ledger)
         self.ledger.load_pending(snapshot.pending)

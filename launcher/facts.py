@@ -1,5 +1,6 @@
 """What the user of a trained model must know and its configuration does not say."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data.manifest import SPLIT_NAMES
+from data.manifest import SPLIT_NAMES, Manifest
 from data.noise import MIS_H, MIS_L
 from data.quality import QualityReference, image_statistics
 from engine import collectives
@@ -15,7 +16,7 @@ from engine.plan import whole_batches
 from engine.task import Task
 from launcher.assemble import NoisyData
 
-__all__ = ["ModelFacts", "gather_facts"]
+__all__ = ["ModelFacts", "gather_facts", "sample_digests"]
 
 # Training images that the quality of others is compared with; enough for percentiles.
 NUM_REFERENCE = 512
@@ -31,6 +32,7 @@ class ModelFacts(BaseModel):
         wrong_labels: Number of training labels known to be wrong; None where the truth is unknown.
         spoiled_images: Number of training images that were degraded on purpose; None likewise.
         quality: Sharpness and brightness of training images that were not degraded on purpose.
+        samples_sha256: What :func:`sample_digests` gave; None of an earlier version's run.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -40,6 +42,22 @@ class ModelFacts(BaseModel):
     wrong_labels: int | None
     spoiled_images: int | None
     quality: QualityReference
+    samples_sha256: dict[str, str] | None = None
+
+
+def sample_digests(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of all samples' names (``images``) and of what they are for (``splits``), in order.
+
+    A run that goes on with other ones would take what it knows of one image for another's, or test
+    with what it has trained on.
+    """
+    images = hashlib.sha256()
+    for array in manifest.names.arrays:
+        images.update(array)
+    return {
+        "images": images.hexdigest(),
+        "splits": hashlib.sha256(np.ascontiguousarray(manifest.split)).hexdigest(),
+    }
 
 
 def gather_facts(data: NoisyData, task: Task) -> dict[str, Any]:
@@ -64,6 +82,7 @@ def gather_facts(data: NoisyData, task: Task) -> dict[str, Any]:
         wrong_labels=None if groups is None else int((groups == MIS_H).sum()),
         spoiled_images=None if groups is None else int((groups == MIS_L).sum()),
         quality=QualityReference.of(_measure(task, usable[places.round().astype(np.int64)])),
+        samples_sha256=sample_digests(manifest),
     )
     return facts.model_dump(mode="json")
 

@@ -22,7 +22,7 @@ from engine.saving import Saver, agreed_checkpoint
 from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, describe_samples, run_facts
-from launcher.facts import gather_facts
+from launcher.facts import gather_facts, sample_digests
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 from methods.weights import ModelError
 
@@ -102,6 +102,8 @@ def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
         logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
     if snapshot is not None:
         _require_same_settings(snapshot, config)
+        saver.trainer.require_same_labels(snapshot)
+        _require_same_samples(snapshot, data)
         if snapshot.epochs_done >= config.run.epochs:
             logger.info("%s: run.epochs %d are done already", snapshot.name, config.run.epochs)
         else:
@@ -134,6 +136,16 @@ def _require_same_settings(snapshot: Snapshot, config: Config) -> None:
         raise CheckpointError(
             f"{config.run.dir}: the checkpoint was made with other settings; " + "; ".join(changed)
         )
+
+
+def _require_same_samples(snapshot: Snapshot, data: NoisyData) -> None:
+    before = snapshot.facts.get("samples_sha256") or {}
+    for what, now in sample_digests(data.source.manifest).items():
+        if before.get(what, now) != now:
+            raise CheckpointError(
+                f"the checkpoint was made with other {what}, or with the same in another order; "
+                "put back the files of images and labels, or begin another run in another folder"
+            )
 
 
 def _write_settings(config: Config, facts: RunFacts) -> None:

@@ -243,7 +243,43 @@ def test_a_checkpoint_of_other_data_is_refused(column, rows, message):
     table = snapshot.ledger[column]
     other = table[:rows] if column == "label" else table[:, :rows]
     with pytest.raises(CheckpointError, match=message):
-        trainer.restore(replace(snapshot, ledger={**snapshot.ledger, column: other}))
+        trainer.require_same_labels(replace(snapshot, ledger={**snapshot.ledger, column: other}))
+
+
+def write_table(path, rows):
+    lines = [f"{name}/{i}.png,{name},{split}" for name, i, split in rows]
+    path.write_text("\n".join(["image,label,split", *lines]) + "\n")
+
+
+ROWS = [
+    (name, i, "test" if i % 3 == 2 else "train") for name in ("healthy", "ill") for i in range(24)
+]
+OTHER_ROWS = {
+    "splits": [(name, i, "test" if i % 3 == 1 else "train") for name, i, _ in ROWS],
+    "images": [(name, (i + 3) % 24, split) for name, i, split in ROWS],
+}
+
+
+@pytest.mark.parametrize("what", OTHER_ROWS)
+def test_a_run_does_not_go_on_with_other_samples_of_the_same_labels(
+    tmp_path, capsys, refused, what
+):
+    """Else it would be tested with what it has learned, or take one image for another."""
+    table, run = tmp_path / "table.csv", tmp_path / "run"
+    data = write_images(tmp_path / "images", 24) | {"source": "csv", "labels": str(table)}
+    sections = {"data": data, "noise": {"kind": "none", "mis_h": 0.0, "mis_l": 0.0}}
+    write_table(table, ROWS)
+    path = write_config(tmp_path, "cross_entropy", run={"dir": str(run), "epochs": 1}, **sections)
+    assert main(["--config", str(path)]) == 0
+    capsys.readouterr()
+    before = (run / "config.yaml").read_text()
+    write_table(table, OTHER_ROWS[what])
+    message = refused("--resume", "auto", **sections)
+    assert f"made with other {what}, or with the same in another order; put back" in message
+    assert (run / "config.yaml").read_text() == before
+    write_table(table, ROWS)
+    path = write_config(tmp_path, "cross_entropy", run={"dir": str(run), "epochs": 2}, **sections)
+    assert main(["--config", str(path), "--resume", "auto"]) == 0
 
 
 @pytest.mark.parametrize("what", ["load_noisy_data", "train"])
