@@ -90,6 +90,7 @@ class Manifest:
             more where a data set grades finer; -1 = unknown.
         patients: (N,) int64: equal codes belong to one patient (or lesion, or group of
             near-duplicates), who must stay on one side of a split; -1 = unknown.
+        patient_names: What the data set calls them, by code; None where that is not known.
         split: (N,) uint8: TRAIN, VALIDATION, TEST, or LEFT_OUT of them all.
         class_names: The classes' names; their order defines the labels.
 
@@ -104,6 +105,7 @@ class Manifest:
     patients: NDArray[np.int64]
     split: NDArray[np.uint8]
     class_names: tuple[str, ...]
+    patient_names: PackedStrings | None = None
 
     def __post_init__(self) -> None:
         self._check("labels", np.int64, 0, self.num_classes - 1)
@@ -149,7 +151,7 @@ class Manifest:
         columns: dict[str, Any] = {
             field.name: getattr(self, field.name)[sample_ids]
             for field in fields(self)
-            if field.name not in ("names", "class_names")
+            if field.name not in ("names", "class_names", "patient_names")
         }
         names = PackedStrings.pack(self.names[index] for index in sample_ids)
-        return Manifest(names=names, class_names=self.class_names, **columns)
+        return replace(self, names=names, **columns)

@@ -57,8 +57,8 @@ def list_images(sources: Sequence[Path], column: str = "image") -> UnlabelledIma
     Args:
         sources: Folders (searched with their subfolders, in alphabetical order; hidden files are
             left alone), CSV files, image files; in any number and order.
-        column: Of a CSV, the column with the images' paths, relative to the CSV; as in training a
-            suffix may be absent or another than the file's.
+        column: Of a CSV, the column with the images' paths, relative to the CSV or to the folder
+            images beside it; as in training a suffix may be absent or another than the file's.
 
     Raises:
         DataError: A source is missing, a CSV has no such column or no rows, or there is no image.
@@ -104,7 +104,7 @@ def _read_names(path: Path, column: str) -> list[tuple[str, Path]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     header, rows = read_csv(path, ((column,),))
-    finder, place = ImageFinder(path.parent), header.index(column)
+    finder, place = ImageFinder(path.parent, ("", "images")), header.index(column)
     found: list[tuple[str, Path]] = []
     for _, values in rows:
         name = values[place]

@@ -53,10 +53,10 @@ def sample_digests(manifest: Manifest) -> dict[str, str]:
     """
     images = hashlib.sha256()
     for array in manifest.names.arrays:
-        images.update(array)
+        images.update(array.tobytes())
     return {
         "images": images.hexdigest(),
-        "splits": hashlib.sha256(np.ascontiguousarray(manifest.split)).hexdigest(),
+        "splits": hashlib.sha256(manifest.split.tobytes()).hexdigest(),
     }
 
 

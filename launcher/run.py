@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from data.errors import DataError
 from data.manifest import TRAIN
 from data.sources import check_images, settle
+from engine import collectives
 from engine.config import ConfigError, load_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.plan import num_steps, per_rank_batch_size
@@ -43,7 +45,11 @@ class _ShowSettings(argparse.Action):
         text = describe_settings(wanted)
         if not text:
             parser.error(f"--settings {wanted}: no key begins so, and no method is called so")
-        print(text)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # Piped to head or a pager, which has seen enough; Python would fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         parser.exit()
 
 
@@ -129,8 +135,7 @@ def _run(
     config: Config, options: argparse.Namespace, interrupts: Interrupts, formatter: PhaseFormatter
 ) -> None:
     accelerator = start_processes(config.runtime)
-    if not options.check and options.resume is None:
-        _require_no_run(config.run.dir)
+    _look_at_folder(config.run.dir, options)
     per_rank_batch_size(config.optim.batch_size, accelerator.num_processes)
     data = load_noisy_data(config)
     num_steps(len(data.source.manifest.where(TRAIN)), config.optim.batch_size)
@@ -148,13 +153,20 @@ def _run(
         print(describe_result(history, config.run.dir, names, num_test, labels))
 
 
-def _require_no_run(folder: Path) -> None:
-    """Refuse to write over an earlier run."""
-    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
-        raise ConfigError(
-            f"run.dir: {folder} holds a run already; go on with --resume auto, "
-            "or choose another folder"
-        )
+def _look_at_folder(folder: Path, options: argparse.Namespace) -> None:
+    """Refuse to write over a file or an earlier run; of a run a check only says so."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.dir: {folder} is a file, expected a folder or nothing")
+    holds_run = (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists()
+    if not holds_run or options.resume is not None:
+        return
+    message = (
+        f"run.dir: {folder} holds a run already; go on with --resume auto, or choose another folder"
+    )
+    if not options.check:
+        raise ConfigError(message)
+    if collectives.rank() == 0:
+        logger.warning("%s", message)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Duplicates:
         writer.writerow(HEADER)
         for place in order:
             index = int(self.sample_ids[place])
-            patient = int(manifest.patients[index])
+            patient, names = int(manifest.patients[index]), manifest.patient_names
             match = "file" if self.same_file[place] else "pixels"
             writer.writerow([
                 self.groups[place],
@@ -61,7 +61,7 @@ class Duplicates:
                 manifest.names[index],
                 SPLIT_NAMES[split[place]],
                 manifest.class_names[manifest.labels[index]],
-                "" if patient == UNKNOWN else patient,
+                "" if patient == UNKNOWN else patient if names is None else names[patient],
             ])  # fmt: skip
         return text.getvalue()
 

@@ -76,9 +76,8 @@ def assemble(
     given = config.class_names or class_names
     class_names = given or find_classes(rows, config.num_classes, str(root))
     if config.num_classes not in (None, len(class_names)):
-        problems.add(
-            f"classes, but data.num_classes is {config.num_classes}", ", ".join(class_names)
-        )
+        for name in class_names:
+            problems.add(f"data.num_classes is {config.num_classes}, but the classes are", name)
     finder = ImageFinder(root, folders)
     names = _locate(rows, finder, problems)
     lost = [row for row, name in zip(rows, names, strict=True) if not name]
@@ -142,8 +141,8 @@ def _why_lost(row: Row, finder: ImageFinder, folders: tuple[str, ...]) -> str:
 def _parse_columns(
     rows: Sequence[Row], parse_label: Callable[[str], int], problems: Problems
 ) -> dict[str, Any]:
-    """The manifest's arrays, (N) each; what is wrong goes to `problems`."""
-    patients = _encode([row.patient for row in rows])
+    """The manifest's arrays, (N) each, and names; what is wrong goes to `problems`."""
+    patients, patient_names = _encode([row.patient for row in rows])
     # Where no row has a split, all are training samples until splits are carved.
     no_splits = TRAIN if not any(row.split for row in rows) else None
     split = _parse(rows, "split", _parse_split, problems, empty=no_splits).astype(np.uint8)
@@ -153,6 +152,7 @@ def _parse_columns(
         "true_labels": _parse(rows, "true_label", parse_label, problems, empty=UNKNOWN),
         "quality": _parse(rows, "quality", _parse_quality, problems, empty=UNKNOWN),
         "patients": patients,
+        "patient_names": patient_names,
         "split": split,
     }
 
@@ -201,10 +201,11 @@ def _parse(
     return values
 
 
-def _encode(texts: Sequence[str]) -> NDArray[np.int64]:
+def _encode(texts: Sequence[str]) -> tuple[NDArray[np.int64], PackedStrings]:
     """Numbers distinct texts by first appearance; an empty one is unknown."""
     codes: dict[str, int] = {"": UNKNOWN}
-    return np.array([codes.setdefault(text, len(codes) - 1) for text in texts], np.int64)
+    numbers = np.array([codes.setdefault(text, len(codes) - 1) for text in texts], np.int64)
+    return numbers, PackedStrings.pack(list(codes)[1:])
 
 
 def _check_patients(

@@ -28,11 +28,17 @@ def whole_number(text: str) -> int | None:
 def in_order(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Names in alphabetical order, which is said from three classes on, then numbers in theirs.
 
+    Names that differ in capitals alone are warned of.
+
     Args:
         names: The classes that were found.
         where: The data set's name for messages.
     """
     order = sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name))
+    spellings = Counter(name.casefold() for name in order)
+    alike = [name for name in order if spellings[name.casefold()] > 1]
+    if alike:
+        logger.warning("%s: classes that differ in capitals alone: %s", where, shorten(alike))
     if len(order) > 2 and not all(map(str.isdecimal, order)):
         logger.info(
             "%s: classes are in alphabetical order: %s; quadratic kappa takes it for the order of "

@@ -63,9 +63,12 @@ def check_images(source: Source, num_threads: int = 1) -> None:
             len(dark), source.manifest.names[min(dark)],
         )  # fmt: skip
     if unreadable:
+        # Those that are prepared were readable once, and say what to do.
+        remedy = "; mend them or set data.on_unreadable to quarantine"
         raise DataError(
-            f"{len(unreadable)} of {len(reader)} images cannot be read; mend them or set "
-            f"data.on_unreadable to quarantine: {shorten(list(unreadable.values()))}"
+            f"{len(unreadable)} of {len(reader)} images cannot be read"
+            f"{remedy if isinstance(reader, FileImages) else ''}: "
+            f"{shorten(list(unreadable.values()))}"
         )
 
 

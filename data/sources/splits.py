@@ -105,10 +105,17 @@ def check_splits(manifest: Manifest, where: str, needs_validation: bool) -> None
                 f"{where}: no sample is left for {SPLIT_NAMES[code]} ({len(manifest)} in all); "
                 "check the split column, data.test_fraction and data.validation_fraction"
             )
-    counts = np.bincount(manifest.labels[manifest.where(TRAIN)], minlength=manifest.num_classes)
-    missing = [f"{index} ({manifest.class_names[index]})" for index in np.flatnonzero(counts == 0)]
-    if missing:
-        raise DataError(
-            f"{where}: no training sample has class {', '.join(missing)}; "
-            f"expected some of each of {manifest.num_classes}. Check the labels and the splits"
-        )
+    for code in (TRAIN, VALIDATION, TEST):
+        labels = manifest.labels[manifest.where(code)]
+        absent = np.flatnonzero(np.bincount(labels, minlength=manifest.num_classes) == 0)
+        missing = ", ".join(f"{index} ({manifest.class_names[index]})" for index in absent)
+        if missing and code == TRAIN:
+            raise DataError(
+                f"{where}: no training sample has class {missing}; "
+                f"expected some of each of {manifest.num_classes}. Check the labels and the splits"
+            )
+        if missing and len(labels):
+            logger.warning(
+                "%s: no %s sample has class %s: metrics are means over the others",
+                where, SPLIT_NAMES[code], missing,
+            )  # fmt: skip

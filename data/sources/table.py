@@ -133,5 +133,10 @@ def _read_text(path: Path) -> str:
         raise DataError(
             f"{path}: no such file; check data.root, or name the labels in data.labels"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 text; save it as UTF-8, which spreadsheets call CSV UTF-8"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

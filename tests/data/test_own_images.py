@@ -185,7 +185,7 @@ def test_names_that_are_not_in_class_names_are_refused(tmp_path, source):
     assert str(error.value) == f"{tmp_path}: labels that are not in data.class_names: {expected}"
     with pytest.raises(DataError, match=r"no training sample has class 1 \(none\); expected"):
         load(tmp_path, source, class_names=("healthy", "none", "mild", "grave"))
-    with pytest.raises(DataError, match=r"data.num_classes is 2 \(1\): healthy, mild, grave"):
+    with pytest.raises(DataError, match=r"num_classes is 2, but the classes are \(3\): healthy, "):
         load(tmp_path, source, class_names=GRADES, num_classes=2)
 
 
@@ -220,6 +220,19 @@ def test_two_names_have_no_order_and_numbers_have_theirs(tmp_path, caplog):
     assert load(tmp_path / "numbers").manifest.class_names == ("1", "2", "10")
     assert load(tmp_path / "names").manifest.class_names == ("a", "b")
     assert "alphabetical order" not in caplog.text
+
+
+def test_classes_that_differ_in_capitals_alone_are_warned_of(tmp_path, caplog):
+    write_csv(tmp_path, ("bösartig", "Bösartig", "gutartig") * 6)
+    assert load(tmp_path, "csv").manifest.num_classes == 3
+    assert "classes that differ in capitals alone: Bösartig, bösartig" in caplog.text
+
+
+def test_a_test_split_without_a_class_is_warned_of(tmp_path, caplog):
+    write_classes(tmp_path / "train", *GRADES)
+    write_classes(tmp_path / "test", "healthy", "mild")
+    load(tmp_path)
+    assert "no test sample has class 0 (grave): metrics are means over the others" in caplog.text
 
 
 def test_whole_numbers_may_have_a_point(tmp_path):

@@ -20,7 +20,7 @@ from data.prepared.check import check_folder
 from data.prepared.convert import Recipe
 from data.prepared.layout import RECORDS, SAMPLES
 from data.prepared.reader import PreparedImages
-from data.sources import load_source, settle
+from data.sources import check_images, load_source, settle
 
 COLUMNS = ("labels", "true_labels", "quality", "patients", "split")
 
@@ -238,6 +238,8 @@ def test_a_damaged_shard_is_found_by_its_checksum(copy):
         reader.read(7)
     for index in (*range(7), *range(8, 12)):
         reader.read(index)
+    with pytest.raises(DataError, match="images cannot be read: .*prepare the data set again"):
+        check_images(load_source(prepared(copy, on_unreadable="quarantine"), 0))
     with pytest.raises(DataError) as caught:
         check_folder(copy, 2)
     assert f"SHA-256 than when they were made) (1): {shard.name}" in str(caught.value)
@@ -352,6 +354,8 @@ def test_duplicates_across_splits_are_found(tmp_path):
         frozenset({("2.jpg", "look", "train", "a"), ("13.jpg", "look", "test", "b")}),
     }
     assert len(rows) == 6
+    # Patients by the names that the CSV has for them.
+    assert {row["image"]: row["patient"] for row in rows}["11.jpg"] == "103"
     assert made.duplicates.num_divided(made.manifest.split) == 3
     assert made.duplicates.num_divided(made.manifest.labels) == 3
 

@@ -111,7 +111,14 @@ def test_absent_files_are_named(tmp_path):
 
 def test_labels_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "labels.csv").write_bytes("image,label\nä.png,0\n".encode("utf-16"))
-    with pytest.raises(DataError, match="labels.csv: cannot be read as UTF-8 text"):
+    with pytest.raises(DataError, match="labels.csv:1: not UTF-8 text; save it as UTF-8"):
+        load(tmp_path)
+
+
+def test_a_line_of_another_encoding_is_named(tmp_path):
+    text = "image,label\na.png,gutartig\nb.png,bösartig\n"
+    (tmp_path / "labels.csv").write_text(text, encoding="cp1252")
+    with pytest.raises(DataError, match="labels.csv:3: not UTF-8 text"):
         load(tmp_path)
 
 
@@ -156,7 +163,7 @@ def test_images_are_named_from_the_root_and_those_outside_it_as_they_are_given(t
 def test_another_number_of_classes_than_the_sources_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("id_code,diagnosis\na,0\n")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="data.num_classes is 2 .*no DR, mild"):
+    with pytest.raises(DataError, match="data.num_classes is 2, but the classes are .*no DR, mild"):
         load(tmp_path, "aptos2019", num_classes=2)
     with pytest.raises(DataError, match="data.num_classes: 9; source digits has 10"):
         load(None, "digits", num_classes=9)

@@ -36,6 +36,15 @@ def test_a_csv_keeps_its_order_and_repetitions(folder):
     assert list(found.paths) == [str(folder / name) for name in files]
 
 
+def test_a_csv_may_name_what_lies_in_a_folder_images_beside_it(folder):
+    (folder / "images").mkdir()
+    for name in ("b.png", "new.png"):
+        Image.new("RGB", (20, 20)).save(folder / "images" / name)
+    (folder / "list.csv").write_text("image\nb.png\nnew\n")
+    found = list_images([folder / "list.csv"])
+    assert list(found.paths) == [str(folder / "b.png"), str(folder / "images" / "new.png")]
+
+
 def test_a_csv_of_absolute_paths(folder):
     (folder / "lists").mkdir()
     (folder / "lists/list.csv").write_text(f"image\n{folder / 'b.png'}\n../a.JPG\n")

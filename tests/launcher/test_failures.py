@@ -166,6 +166,26 @@ def test_a_damaged_image_is_named(refused, tmp_path, arguments):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("arguments", [[], ["--check"], ["--resume", "auto"]])
+def test_a_file_in_the_place_of_the_run_is_named(refused, tmp_path, arguments):
+    (tmp_path / "run").write_text("mine")
+    message = refused(*arguments)
+    assert message == f"run.dir: {tmp_path / 'run'} is a file, expected a folder or nothing"
+
+
+def test_a_folder_with_a_run_is_refused_and_a_check_says_so(refused, tmp_path, caplog):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    message = f"run.dir: {tmp_path / 'run'} holds a run already; go on with --resume auto"
+    assert refused().startswith(message)
+    path = write_config(tmp_path, "cross_entropy", run={"dir": str(tmp_path / "run")})
+    assert main(["--config", str(path), "--check"]) == 0
+    assert message in caplog.text
+    caplog.clear()
+    assert main(["--config", str(path), "--check", "--resume", "auto"]) == 0
+    assert "holds a run" not in caplog.text
+
+
 def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(refused, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")

@@ -1,8 +1,12 @@
 """The list of all settings."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
+from processes import ROOT
 from tiny_runs import make_config
 
 from engine.config import flat_settings
@@ -32,6 +36,16 @@ def test_a_part_of_them_can_be_asked_for(capsys):
         main(["--settings", "gce"])
     titles = [line for line in capsys.readouterr().out.splitlines() if line[0] != " "]
     assert titles and all(re.fullmatch(r"method\.\w+ \(gce\)", title) for title in titles)
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """Such as ``--settings | head``: nobody is there when the list is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "launcher" / "run.py"), "--settings"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_what_there_is_not_is_refused(capsys):
