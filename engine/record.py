@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import secrets
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,12 +64,17 @@ class RunConfig(BaseModel):
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # Of each writer its own: a report may be asked for while the run writes it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:
@@ -163,7 +169,7 @@ def choose_lines(
 
     Returns:
         ``last``; ``mean_of_last_5``, those that a mean is taken over; ``best_on_validation`` where
-        the last line has the metric there; ``best_on_test``, which is optimistic.
+        any line has the metric there; ``best_on_test``, which is optimistic.
     """
 
     def best(key: str) -> list[Mapping[str, Any]]:
@@ -174,7 +180,7 @@ def choose_lines(
         "mean_of_last_5": list(history[-NUM_LAST:]),
         "best_on_test": best(f"eval/{metric}"),
     }
-    if history[-1].get(f"validation/{metric}") is not None:
+    if any(line.get(f"validation/{metric}") is not None for line in history):
         chosen["best_on_validation"] = best(f"validation/{metric}")
     return chosen
 

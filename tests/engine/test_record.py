@@ -1,9 +1,10 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.record import Record, summarise
+from engine.record import Record, summarise, write_text
 
 
 def test_one_strict_json_line_an_epoch(tmp_path):
@@ -61,3 +62,33 @@ def test_without_validation_the_choice_on_test_is_owned_up_to():
     summary = summarise(make_history([0.1, None, 0.4]), ["kappa"])
     assert (summary.best_epoch, summary.selected_on) == (2, "test")
     assert math.isnan(summary.mean_last["kappa"])
+
+
+def test_writers_of_one_file_do_not_get_into_each_others_way(tmp_path):
+    """Such as a run that ends while somebody asks for its report."""
+    path, texts = tmp_path / "report.html", ["a" * 200_000, "b" * 200_000]
+    write_text(path, texts[0])
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(lambda t=t: [write_text(path, t) for _ in range(30)]) for t in texts]
+        while not all(writer.done() for writer in writers):
+            assert path.read_text() in texts
+        for writer in writers:
+            writer.result()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "config.yaml"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \udce9")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_validation_metric_that_is_undefined_at_last_is_there_all_the_same():
+    history = [
+        {"epoch": epoch, "validation/kappa": kappa, "eval/kappa": epoch / 10}
+        for epoch, kappa in enumerate([0.1, 0.3, None])
+    ]
+    summary = summarise(history, ["kappa"])
+    assert (summary.best_epoch, summary.selected_on) == (1, "validation")
