@@ -63,6 +63,8 @@ def load_noisy_data(config: Config) -> NoisyData:
     seed = config.run.seed if noise.seed is None else noise.seed
     for split in (TRAIN, VALIDATION) if injects else ():
         ids = manifest.where(split)
+        if not len(ids):
+            continue
         injected = _inject(source, ids, config, seed + split)
         labels[ids], groups[ids] = injected.noisy_labels, injected.groups
     # People decide on what they were shown, which is the labels with their noise.

@@ -165,3 +165,10 @@ def test_the_order_of_classes_is_kept_and_may_not_change_on_resume():
     assert one.model_dump(mode="json")["data"]["class_names"] == ["mild", "grave"]
     changed = 'data.class_names: ["mild", "grave"] -> ["grave", "mild"]'
     assert differences(one, other, MAY_CHANGE_ON_RESUME) == [changed]
+
+
+def test_instance_dependent_noise_needs_no_validation_set():
+    data = load(noise={"kind": "instance"}, data={"validation_fraction": 0.0})
+    ids = data.source.manifest.where(TRAIN)
+    assert len(data.source.manifest.where(VALIDATION)) == 0
+    assert (data.groups[ids] == MIS_H).any()
