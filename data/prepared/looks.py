@@ -9,6 +9,8 @@ fundus photographs resemble one another so much that 64 bits take different eyes
 that were turned, mirrored or cropped by more than a per cent are not found.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
@@ -50,28 +52,43 @@ def group_alike(looks: NDArray[np.uint8]) -> NDArray[np.int64]:
         (N,) int64: equal numbers are one group; an image that resembles no other is alone.
     """
     distinct, look_index = np.unique(looks, axis=0, return_inverse=True)
-    pairs = [_alike_in_band(distinct, band) for band in range(NUM_BANDS)]
-    first, second = np.concatenate(pairs, axis=1)
-    links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(distinct),) * 2)
-    _, component = connected_components(links, directed=False)
+    component = np.arange(len(distinct))
+    links = np.empty((2, 0), np.int64)
+    for band in range(NUM_BANDS):
+        for pairs in _alike_in_band(distinct, band):
+            # Of many that are all alike, such as a film's frames, a few links join them.
+            pairs = component[pairs]
+            links = np.concatenate([links, pairs[:, pairs[0] != pairs[1]]], axis=1)
+            if links.shape[1] > len(distinct):
+                component, links = _join(component, links)
+    component, _ = _join(component, links)
     return component[look_index.ravel()].astype(np.int64)
 
 
-def _alike_in_band(looks: NDArray[np.uint8], band: int) -> NDArray[np.int64]:
-    """Pairs (2, P) of looks that agree in a band and differ little elsewhere."""
+def _join(
+    component: NDArray[np.int64], links: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The components (N,) that links (2, L) between components leave, and no links."""
+    ones, size = np.ones(links.shape[1], np.int8), int(component.max(initial=-1)) + 1
+    graph = coo_array((ones, tuple(links)), shape=(size, size))
+    _, joined = connected_components(graph, directed=False)
+    return joined[component].astype(np.int64), np.empty((2, 0), np.int64)
+
+
+def _alike_in_band(looks: NDArray[np.uint8], band: int) -> Iterator[NDArray[np.int64]]:
+    """Pairs (2, P) of looks that agree in a band and differ little elsewhere, some at a time."""
     width = looks.shape[1] // NUM_BANDS
     keys = np.ascontiguousarray(looks[:, band * width : (band + 1) * width]).view(np.uint16).ravel()
     order = np.argsort(keys, kind="stable")
     keys, looks = keys[order], looks[order]
-    found = [np.empty((2, 0), np.int64)]
     # Each look against the one that stands `step` places further, as long as the band agrees.
     at, step = np.arange(len(keys)), 1
     while True:
         at = at[at + step < len(keys)]
         at = at[keys[at] == keys[at + step]]
         if not len(at):
-            return np.concatenate(found, axis=1)
+            return
         different = _NUM_SET[looks[at] ^ looks[at + step]].sum(axis=1, dtype=np.int64)
         near = at[different <= MAX_DIFFERENT]
-        found.append(np.stack([order[near], order[near + step]]))
+        yield np.stack([order[near], order[near + step]])
         step += 1

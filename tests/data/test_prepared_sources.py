@@ -217,6 +217,16 @@ def test_groups_are_those_of_comparing_everything_with_everything():
     assert 60 <= len(set(groups)) < 300
 
 
+def test_many_that_are_all_alike_are_one_group_beside_the_others():
+    """Such as a film's frames, of which each resembles each: more pairs than there are images."""
+    rng = np.random.default_rng(0)
+    frames = np.tile(rng.integers(0, 2, 256), (400, 1))
+    frames[np.arange(400)[:, None], rng.integers(0, 256, (400, 4))] ^= 1
+    others = rng.integers(0, 2, (50, 256))
+    groups = group_alike(np.packbits(np.concatenate([frames, others]), axis=1))
+    assert len(set(groups[:400])) == 1 and len(set(groups)) == 51
+
+
 @pytest.mark.skipif(not REALDATA, reason="MEDNOISE_REALDATA names no folder of real images")
 def test_no_real_eye_is_taken_for_another_patients(tmp_path):
     config = DataConfig(source="deepdrid", root=Path(REALDATA, "deepdrid"), image_size=96)
