@@ -92,7 +92,8 @@ def _read(
             if split[index] in (TEST, LEFT_OUT):
                 where = "of the test set" if split[index] == TEST else "left out already"
                 raise ValueError(f"sample that is {where}; delete the row")
-            names = manifest.class_names
+            # Cells of a table are read without the blanks around them.
+            names = [name.strip() for name in manifest.class_names]
             if given != names[labels[index]]:
                 raise ValueError(
                     "given_label other than this run's; take data, noise and earlier corrections "
@@ -114,9 +115,9 @@ def _find(sample_id: str, image: str, names: PackedStrings) -> int:
         ValueError: There is none; the kind of problem, and what is so of this row alone.
     """
     index = int(sample_id) if sample_id.isdecimal() else -1
-    if 0 <= index < len(names) and names[index] == image:
+    if 0 <= index < len(names) and names[index].strip() == image:
         return index
-    elsewhere = [str(other) for other, name in enumerate(names) if name == image]
+    elsewhere = [str(other) for other, name in enumerate(names) if name.strip() == image]
     if elsewhere:
         raise ValueError(
             "sample_id other than this image's; take the labels that were reviewed, or write the "
@@ -141,7 +142,7 @@ def _decide(
             raise ValueError(f"new_label that is no class, expected {', '.join(names)}")
         if new == given:
             raise ValueError("change to the given label; decide keep")
-        decisions.changed[index] = list(names).index(new)
+        decisions.changed[index] = names.index(new)
     elif new not in ("", given if decision == KEEP else ""):
         raise ValueError(f"new_label with {decision}, expected none")
     elif decision == UNUSABLE:

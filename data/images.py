@@ -7,10 +7,11 @@ Pillow reads every format and decodes JPEGs at a reduced scale; torch resamples,
 for bytes does in 1.3 ms what takes Pillow's 10 (1,300 to 384 px, within one grey level of it).
 """
 
+import logging
 import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,15 @@ __all__ = [
     "decode_reduced",
     "find_unreadable",
     "fit",
-    "has_deep_grey",
+    "is_nearly_black",
     "read_part",
     "scale",
     "shorten",
     "to_rgb",
+    "warn_of_nearly_black",
 ]
+
+logger = logging.getLogger(__name__)
 
 Resize = Literal["crop", "pad", "squash"]
 Crop = Literal["none", "disc"]
@@ -54,6 +58,7 @@ DECODE_ERRORS = (
     ValueError,
     EOFError,
     IndexError,
+    TypeError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -62,6 +67,8 @@ DECODE_ERRORS = (
 DRAFT_MARGIN = 2
 # Shorter side of the picture in which a disc is looked for.
 PROBE = 256
+# A quarter of the range of 8 bits.
+DARK = 64
 
 
 class ImageReader(Protocol):
@@ -279,10 +286,27 @@ def find_unreadable(
         return {index: message for index, message in enumerate(messages) if message}
 
 
-def has_deep_grey(path: Path) -> bool:
-    """Whether a file holds grey levels of 16 bits; only its header is read."""
-    with Image.open(path) as image:
+def is_nearly_black(pixels: NDArray[np.uint8], file: Path | BinaryIO) -> bool:
+    """Whether grey levels of 16 bits, of which the upper 8 are delivered, use none of those.
+
+    Args:
+        pixels: (H, W, 3) as they were delivered.
+        file: Where they came from; its header is read where they are dark.
+    """
+    if pixels.max() >= DARK:
+        return False
+    with Image.open(file) as image:
         return image.mode.startswith("I")
+
+
+def warn_of_nearly_black(names: Sequence[str]) -> None:
+    """Says of what images :func:`is_nearly_black` holds, if there are any."""
+    if names:
+        logger.warning(
+            "images of 16 bits that use less than a quarter of their range (%d), such as %s: they "
+            "are read as nearly black; save them with their brightest value at 65535",
+            len(names), names[0],
+        )  # fmt: skip
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import DataError
+
 __all__ = [
     "LEFT_OUT", "SPLIT_NAMES", "TEST", "TRAIN", "UNKNOWN", "VALIDATION", "Manifest",
     "PackedStrings",
@@ -42,8 +44,17 @@ class PackedStrings:
 
     @classmethod
     def pack(cls, strings: Iterable[str]) -> "PackedStrings":
-        """Packs strings in the order in which they come."""
-        encoded = [string.encode() for string in strings]
+        """Packs strings in the order in which they come.
+
+        Raises:
+            DataError: If one is a file's name in another encoding than UTF-8.
+        """
+        encoded: list[bytes] = []
+        for string in strings:
+            try:
+                encoded.append(string.encode())
+            except UnicodeEncodeError as error:
+                raise DataError(f"{ascii(string)}: a name that is not UTF-8; rename it") from error
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         return cls(np.frombuffer(bytearray(b"".join(encoded)), np.uint8), offsets)

@@ -256,7 +256,7 @@ def _read_matrix(source: Matrix | Path, num_classes: int) -> NDArray[np.float64]
             f"noise.matrix: shape is {matrix.shape}; the {num_classes} classes need "
             f"({num_classes}, {num_classes})"
         )
-    bad = np.flatnonzero((np.abs(matrix.sum(axis=1) - 1) > 1e-6) | (matrix < 0).any(axis=1))
+    bad = np.flatnonzero((np.abs(matrix.sum(axis=1) - 1) > 1e-4) | (matrix < 0).any(axis=1))
     if len(bad):
         raise DataError(
             f"noise.matrix: row {bad[0]} is {matrix[bad[0]].tolist()}; "

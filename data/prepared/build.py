@@ -18,6 +18,7 @@ from numpy.lib.recfunctions import repack_fields
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.images import warn_of_nearly_black
 from data.manifest import Manifest
 from data.prepared.convert import Recipe, convert, open_original
 from data.prepared.duplicates import Duplicates, find_duplicates
@@ -202,7 +203,7 @@ class Preparation:
 
     def _finish(self, journal: Journal, num_threads: int) -> Prepared:
         """Writes everything but the images; the manifest last."""
-        columns, reasons = _collect(journal, len(self.source.reader))
+        columns, reasons, black = _collect(journal, len(self.source.reader))
         kept = np.setdiff1d(np.arange(len(self.source.reader)), list(reasons))
         if not len(kept):
             raise DataError(f"{self.folder}: none of {len(reasons)} images can be used")
@@ -216,6 +217,7 @@ class Preparation:
             manifest, self.config.validation_fraction, self.config.test_fraction, self.seed
         )
         names = self.source.manifest.names
+        warn_of_nearly_black([names[index] for index in black])
         refused = [
             *((name, "no such image") for name in self.source.quarantined),
             *((names[index], reason) for index, reason in reasons.items()),
@@ -258,18 +260,24 @@ class Preparation:
 
 def _collect(
     entries: Iterable[dict[str, Any]], num_entries: int
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Journal entries as a table, (num_entries,), and the reasons of those that were refused."""
+) -> tuple[np.ndarray, dict[int, str], list[int]]:
+    """Journal entries as a table, (num_entries,).
+
+    Also the reasons of those that were refused, and which look nearly black.
+    """
     table = np.zeros(num_entries, [*RECORD.descr, *SAMPLE.descr])
     reasons: dict[int, str] = {}
+    black: list[int] = []
     for index, entry in enumerate(entries):
         if "refused" in entry:
             reasons[index] = entry["refused"]
             continue
+        if entry.get("nearly_black"):
+            black.append(index)
         for name in table.dtype.names or ():
             value = entry[name]
             table[name][index] = list(bytes.fromhex(value)) if name in HASHES else value
-    return table, reasons
+    return table, reasons, black
 
 
 def _fingerprint(manifest: Manifest) -> str:

@@ -18,6 +18,7 @@ from data.images import (
     ImageReader,
     Part,
     decode_reduced,
+    is_nearly_black,
     read_part,
     shorten,
     to_rgb,
@@ -66,6 +67,7 @@ class Converted:
         look: Of what the image looks like, see `look_of`, hexadecimal.
         full_size: Width and height of the original.
         box: What part of the original is kept, in its pixels.
+        nearly_black: See `data.images.is_nearly_black`.
     """
 
     encoded: bytes
@@ -74,6 +76,7 @@ class Converted:
     look: str
     full_size: tuple[int, int]
     box: Box
+    nearly_black: bool
 
 
 def open_original(reader: ImageReader, index: int) -> Original:
@@ -114,6 +117,8 @@ def convert(original: Original, recipe: Recipe) -> Converted:
         look=look_of(pixels).tobytes().hex(),
         full_size=part.full_size,
         box=part.box,
+        nearly_black=original.pixels is None
+        and is_nearly_black(pixels, io.BytesIO(original.content)),
     )
 
 

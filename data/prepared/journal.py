@@ -7,6 +7,7 @@ asked for, so that a folder is never filled by two different requests.
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import IO, Any
 from data.errors import DataError
 
 __all__ = ["JOURNAL", "Journal"]
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 
@@ -46,9 +49,14 @@ class Journal:
         try:
             # Released by the system when the process ends, however it ends.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             self._file.close()
             raise DataError(f"{folder}: another process is preparing it") from error
+        except OSError as error:
+            logger.warning(
+                "%s: this file system has no locks (%s); prepare it by one process at a time",
+                folder, error.strerror,
+            )  # fmt: skip
         self.num_entries = 0
         self.last: dict[str, Any] | None = None
         self._recover(folder, request)

@@ -7,15 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError, shorten
-from data.images import FileImages, ImageReader, find_unreadable, has_deep_grey
+from data.images import (
+    FileImages,
+    ImageReader,
+    find_unreadable,
+    is_nearly_black,
+    warn_of_nearly_black,
+)
 from data.manifest import Manifest
 
 __all__ = ["Source", "check_images", "quarantine_unreadable"]
 
 logger = logging.getLogger(__name__)
-
-# A quarter of the range of 8 bits.
-DARK = 64
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,8 @@ def check_images(source: Source, num_threads: int = 1) -> None:
     Raises:
         DataError: Naming the first unreadable images and the number of the others.
     """
-    reader, dark = source.reader, list[int]()
-
-    def look(index: int, pixels: NDArray[np.uint8]) -> None:
-        # What is delivered of 16 bits are the upper 8.
-        if not isinstance(reader, FileImages) or pixels.max() >= DARK:
-            return
-        if has_deep_grey(reader.root / reader.names[index]):
-            dark.append(index)
-
-    unreadable = find_unreadable(reader, num_threads, look)
-    if dark:
-        logger.warning(
-            "images of 16 bits that use less than a quarter of their range (%d), such as %s: they "
-            "are read as nearly black; save them with their brightest value at 65535",
-            len(dark), source.manifest.names[min(dark)],
-        )  # fmt: skip
+    reader = source.reader
+    unreadable = _read_each(reader, num_threads)
     if unreadable:
         # Those that are prepared were readable once, and say what to do.
         remedy = "; mend them or set data.on_unreadable to quarantine"
@@ -70,6 +59,22 @@ def check_images(source: Source, num_threads: int = 1) -> None:
             f"{remedy if isinstance(reader, FileImages) else ''}: "
             f"{shorten(list(unreadable.values()))}"
         )
+
+
+def _read_each(reader: ImageReader, num_threads: int) -> dict[int, str]:
+    """What `find_unreadable` returns, with a warning of files that look black."""
+    black: list[int] = []
+
+    def look(index: int, pixels: NDArray[np.uint8]) -> None:
+        if isinstance(reader, FileImages) and is_nearly_black(
+            pixels, reader.root / reader.names[index]
+        ):
+            black.append(index)
+
+    unreadable = find_unreadable(reader, num_threads, look)
+    if isinstance(reader, FileImages):
+        warn_of_nearly_black([reader.names[index] for index in sorted(black)])
+    return unreadable
 
 
 def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
@@ -85,7 +90,7 @@ def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
     reader = source.reader
     if not isinstance(reader, FileImages):  # pixels that are prepared or in memory were decoded
         return source
-    unreadable = find_unreadable(reader, num_threads)
+    unreadable = _read_each(reader, num_threads)
     if not unreadable:
         return source
     logger.warning("left out as unreadable: %s", shorten(list(unreadable.values())))

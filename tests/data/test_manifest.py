@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
+from data.errors import DataError
 from data.manifest import TEST, TRAIN, VALIDATION, Manifest, PackedStrings
 
 
@@ -92,3 +93,8 @@ def test_columns_cannot_be_changed():
 def test_a_wrong_column_is_refused(column, values, message):
     with pytest.raises(ValueError, match=message):
         make_manifest(**{column: values})
+
+
+def test_a_name_in_another_encoding_is_named():
+    with pytest.raises(DataError, match=r"'caf\\udce9.png': a name that is not UTF-8; rename it"):
+        PackedStrings.pack(["a.png", "caf\udce9.png"])

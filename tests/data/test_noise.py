@@ -247,3 +247,11 @@ def test_bad_settings_are_refused(tree):
 
 def test_groups_have_their_published_codes():
     assert (CORRECT, MIS_H, MIS_L) == (0, 1, 2)
+
+
+def test_an_estimated_matrix_may_be_rounded():
+    """As an audit's transition.csv is."""
+    thirds = ((0.333333, 0.333333, 0.333333),) * 3
+    assert len(inject(np.arange(3), 3, NoiseConfig(kind="matrix", matrix=thirds), 0).noisy_labels)
+    with pytest.raises(DataError, match="allowed: shares of at least 0 that sum to 1"):
+        inject(np.arange(3), 3, NoiseConfig(kind="matrix", matrix=((0.3, 0.3, 0.3),) * 3), 0)

@@ -1,6 +1,7 @@
 """Prepared data sets: what goes in comes out, whatever happens in between."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import pickle
@@ -323,6 +324,28 @@ def test_refused_files_are_listed_and_not_fatal(tmp_path):
     for index in range(9):
         difference = source.reader.read(index).astype(int) - raw_reader.read(index)
         assert np.abs(difference).mean() < 2.5
+
+
+def test_images_of_16_bits_that_use_fewer_are_warned_of(tmp_path, caplog):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_own(raw)
+    levels = np.random.default_rng(0).integers(0, 4096, (60, 60), np.uint16)
+    Image.fromarray(levels).save(raw / "4.png")
+    prepare(own(raw), tmp_path / "made")
+    assert "use less than a quarter of their range (1), such as 4.png" in caplog.text
+    caplog.clear()
+    load_source(own(raw, on_unreadable="quarantine"), 0)
+    assert "use less than a quarter of their range (1), such as 4.png" in caplog.text
+
+
+def test_where_there_are_no_locks_it_is_said(root, tmp_path, monkeypatch, caplog):
+    def unsupported(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("data.prepared.journal.fcntl.lockf", unsupported)
+    assert len(prepare(own(root), tmp_path / "made").manifest) == 12
+    assert "this file system has no locks (Function not implemented)" in caplog.text
 
 
 def test_a_set_without_a_usable_image_is_an_error(tmp_path):
