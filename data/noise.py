@@ -122,7 +122,7 @@ def inject(
         labels: (n,) int64 in 0..num_classes-1, taken as true.
         num_classes: Number of classes, C.
         config: What to inject.
-        seed: Used unless the configuration has its own.
+        seed: Of all draws; that of the section is the caller's to take.
         quality: (n,) -1 unknown, 0 bad, 1 good. A bad image is never chosen for degradation.
         features: (n, d) what instance-dependent noise depends on, such as the pixels of small
             copies.
@@ -131,7 +131,6 @@ def inject(
         DataError: A label is out of range, the matrix does not fit, too few good images are left to
             degrade, or features are missing.
     """
-    seed = seed if config.seed is None else config.seed
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise DataError(
             f"labels: found {labels.min()}..{labels.max()}; allowed: 0..{num_classes - 1}"

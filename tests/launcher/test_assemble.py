@@ -76,6 +76,8 @@ def test_noise_has_a_seed_of_its_own():
     first = load(noise={"seed": 1})
     assert (load(noise={"seed": 1}).labels == first.labels).all()
     assert (load(noise={"seed": 2}).labels != first.labels).any()
+    # Each split has noise of its own, as with the run's seed.
+    assert (load(noise={"seed": make_config("gce").run.seed}).labels == load().labels).all()
 
 
 def test_instance_dependent_noise_looks_at_the_images():
