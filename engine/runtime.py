@@ -1,6 +1,7 @@
 """Processes and devices, through accelerate; the only reader of environment variables."""
 
 import atexit
+import configparser
 import importlib.util
 import logging
 import netrc
@@ -121,12 +122,24 @@ def wandb_mode() -> Literal["online", "offline", "off"]:
     if variables.get("WANDB_API_KEY") or variables.get("WANDB_IDENTITY_TOKEN_FILE"):
         return "online"
     # Where `wandb login` writes it.
-    server = urlsplit(variables.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    server = urlsplit(_wandb_server()).netloc
     file = Path(variables.get("NETRC") or "~/.netrc").expanduser()
     try:
         return "online" if netrc.netrc(file).authenticators(server) else "offline"
     except (OSError, netrc.NetrcParseError):
         return "offline"
+
+
+def _wandb_server() -> str:
+    """The address that wandb would talk to; ``wandb login --host`` notes one of one's own."""
+    own = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    try:  # The working folder's win.
+        settings.read([own / "settings", Path("wandb", "settings")], encoding="utf-8")
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        logger.debug("settings of wandb: %s", error)
+    noted = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or noted
 
 
 def set_up_wandb(folder: Path) -> None:
@@ -185,12 +198,18 @@ def start_processes(config: RuntimeConfig) -> Accelerator:
 
     Raises:
         ConfigError: Half precision without a GPU, which accelerate would quietly leave out; more
-            processes than GPUs, of which it would give one to several; or ZeRO in a way that is not
-            supported.
+            processes than GPUs, of which it would give one to several; gradients to be gathered
+            over several steps, which it would scale; or ZeRO in a way that is not supported.
     """
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     if on_cpu and config.precision == "fp16":
         raise ConfigError("runtime.precision: fp16 needs a GPU; use bf16 or fp32 here")
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", "auto"):
+        raise ConfigError(
+            f"gradient_accumulation_steps of accelerate: found {steps}, expected 1: "
+            "optim.batch_size is the whole batch of a step, and model.micro_batch_size saves memory"
+        )
     environment = read_environment()
     if not on_cpu and environment.local_world_size > max(torch.cuda.device_count(), 1):
         raise ConfigError(

@@ -30,6 +30,7 @@ def environment(monkeypatch, fresh_processes):
         "ACCELERATE_USE_DEEPSPEED",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
         "DS_ACCELERATOR",
         "ACCELERATE_TORCH_DEVICE",
     )
@@ -78,6 +79,15 @@ def test_settings_of_deepspeed_in_a_file_are_refused(environment, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
     with pytest.raises(ConfigError, match=r"^deepspeed_config_file of accelerate: found ds.json"):
         start_processes(RuntimeConfig(**CPU))
+
+
+def test_gradients_over_several_steps_are_refused(environment):
+    """accelerate would divide each step's loss by their number."""
+    environment(ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4")
+    with pytest.raises(ConfigError, match=r"^gradient_accumulation_steps of .*: found 4, "):
+        start_processes(RuntimeConfig(**CPU))
+    environment(ACCELERATE_GRADIENT_ACCUMULATION_STEPS="1")
+    assert start_processes(RuntimeConfig(**CPU)).gradient_accumulation_steps == 1
 
 
 def test_kernels_with_one_order_are_asked_for_and_no_longer(environment, monkeypatch):

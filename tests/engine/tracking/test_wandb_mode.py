@@ -10,6 +10,7 @@ def _nothing_set(monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,18 @@ def test_the_key_of_wandb_login_counts_for_its_server(monkeypatch, tmp_path, ser
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     monkeypatch.setenv("WANDB_BASE_URL", server)
     assert wandb_mode() == mode
+
+
+def test_the_server_that_wandb_login_noted_counts(monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine wandb.mine.org login user password secret\n")
+    assert wandb_mode() == "offline"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.mine.org\n")
+    assert wandb_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
+    assert wandb_mode() == "offline"
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (tmp_path / "settings").write_text("no settings")
+    assert wandb_mode() == "offline"
 
 
 def test_a_key_file_that_makes_no_sense_is_no_key(tmp_path):
