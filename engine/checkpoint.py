@@ -166,7 +166,7 @@ class Checkpoints:
         older = [f for f in self._newest_first() if _position(f) <= _position(target)]
         for old in older[self.keep :]:
             if old.name not in protected:
-                shutil.rmtree(old)
+                _remove(old)
         return target
 
     def latest(self) -> Snapshot | None:
@@ -199,6 +199,15 @@ class Checkpoints:
         return sorted(folders, key=_position, reverse=True)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that is no longer kept; one that is not worth a run stays."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        # On NFS a file that some process still reads leaves its folder behind.
+        logger.warning("%s: cannot be removed for now: %s", folder, error.strerror)
+
+
 def _position(folder: Path) -> tuple[int, int]:
     """Epochs and steps done, by the name of a checkpoint's folder."""
     match = _NAME.fullmatch(folder.name)
@@ -220,7 +229,8 @@ def load(folder: Path) -> Snapshot:
         steps_done=state["steps_done"],
         method=safetensors.torch.load_file(folder / _METHOD),
         ledger=safetensors.torch.load_file(folder / "ledger.safetensors"),
-        pending=safetensors.torch.load_file(folder / "pending.safetensors"),
+        # It is held until the epoch ends, and a file that is mapped so long cannot go on NFS.
+        pending=safetensors.torch.load((folder / "pending.safetensors").read_bytes()),
         metrics=state["metrics"],
         seconds=state["seconds"],
         optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -185,3 +186,19 @@ def test_leftovers_of_a_killed_save_do_no_harm(tmp_path):
     assert checkpoints.latest() is None
     assert json.loads((checkpoints.save(make(1)) / "state.json").read_text())["epochs_done"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["epoch-0001"]
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch, caplog):
+    """On NFS a file that some process reads leaves its folder behind."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(make(1))
+
+    def held(folder):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.checkpoint.shutil.rmtree", held)
+        checkpoints.save(make(2))
+    assert "epoch-0001: cannot be removed for now: Directory not empty" in caplog.text
+    checkpoints.save(make(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0003"]
