@@ -19,6 +19,7 @@ from engine.reports.run_folder import RunFacts
 from engine.reports.run_page import write_report
 from engine.run_lock import RunLock
 from engine.saving import Saver, agreed_checkpoint
+from engine.strict_yaml import parse_yaml
 from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, describe_samples, run_facts
@@ -98,8 +99,12 @@ def _require_gpu_for_sync(config: Config, accelerator: Accelerator) -> None:
 def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
     """Write the settings and begin, or go on from the newest checkpoint; a collective call."""
     snapshot = agreed_checkpoint(saver.checkpoints)
-    if snapshot is None and collectives.rank() == 0 and _saved_before(config):
-        logger.warning("%s: no checkpoint that can be used, so from the beginning", config.run.dir)
+    if snapshot is None and collectives.rank() == 0:
+        if _saved_before(config):
+            logger.warning(
+                "%s: no checkpoint that can be used, so from the beginning", config.run.dir
+            )
+        saver.tracker.goes_on = not _begun_otherwise(config)
     if snapshot is not None:
         _require_same_settings(snapshot, config)
         saver.trainer.require_same_labels(snapshot)
@@ -124,6 +129,15 @@ def _saved_before(config: Config) -> bool:
     """Whether the run's folder holds anything of a checkpoint, whole or not."""
     folder = config.run.dir / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
+
+
+def _begun_otherwise(config: Config) -> bool:
+    """Whether the folder's last attempt, which left no checkpoint, had other settings."""
+    file = config.run.dir / "config.yaml"
+    if not file.exists():
+        return False
+    tree = parse_yaml(file.read_text(encoding="utf-8")).tree
+    return bool(differences(tree, config, MAY_CHANGE_ON_RESUME))
 
 
 def _versions() -> dict[str, str]:

@@ -144,8 +144,10 @@ class Mirror:
             logger.info("wandb: %s", self._run.url)
         for axis in ("epoch", "global_step"):
             self._run.define_metric(axis, hidden=True)
-        # Rows on disk and, online, rows that the server has.
-        self._last_place = max(last_step(self.folder, self.run_id), self._run.step - 1)
+        # Online, what an earlier part had yet to send is lost: what the server has counts, and what
+        # waits offline to be sent.
+        on_disk = last_step(self.folder, self.run_id, "offline-" if mode == "online" else "")
+        self._last_place = max(on_disk, self._run.step - 1)
 
     def _init(self, mode: Mode, settings: Mapping[str, Any]) -> Any:
         import wandb

@@ -73,6 +73,8 @@ class Tracker:
 
     Attributes:
         wandb_id: What wandb knows the run by; that of the main process counts.
+        goes_on: Whether what wandb has of this folder, though there is no checkpoint, is the
+            beginning of this run.
 
     Raises:
         OSError: The disk is full or not writable; from every method but :meth:`close`, on all
@@ -91,6 +93,7 @@ class Tracker:
         self.class_names, self.tree = class_names, tree
         self.steps = Record(folder / "steps.jsonl", "global_step")
         self.wandb_id = ""
+        self.goes_on = True
         self._mirror: Mirror | None = None
 
     def restore(self, snapshot: Snapshot | None, epochs: Sequence[Metrics]) -> None:
@@ -107,7 +110,8 @@ class Tracker:
         trainer = self.trainer
         taken = trainer.epochs_done * trainer.steps_per_epoch + trainer.steps_done
         self.steps.open(taken + 1)
-        self.wandb_id = self.wandb_id or newest_run_id(self.folder) or secrets.token_hex(4)
+        earlier = newest_run_id(self.folder) if self.goes_on else None
+        self.wandb_id = self.wandb_id or earlier or secrets.token_hex(4)
         mode = self.config.wandb
         wanted = wandb_mode() if mode == "auto" else mode
         if wanted == "off":

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["last_step", "newest_run_id", "read_records", "run_files"]
 
@@ -22,14 +22,16 @@ _HEADER = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
-def run_files(folder: Path, run_id: str) -> list[Path]:
-    """The files of a run and its resumes, online or not, in the order of their beginnings.
+def run_files(folder: Path, run_id: str, parts: Literal["", "offline-"] = "") -> list[Path]:
+    """The files of a run and its resumes, in the order of their beginnings.
 
     Args:
         folder: The run's folder, which wandb was told to write in.
         run_id: What wandb knows the run by.
+        parts: Those that were kept offline, or all.
     """
-    return sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb"), key=_beginning)
+    found = (folder / "wandb").glob(f"{parts or '*'}run-*/run-{run_id}.wandb")
+    return sorted(found, key=_beginning)
 
 
 def newest_run_id(folder: Path) -> str | None:
@@ -56,11 +58,11 @@ def read_records(path: Path) -> Iterator[Any]:
         yield record
 
 
-def last_step(folder: Path, run_id: str) -> int:
-    """The largest step of the rows in a run's files; -1 where there is none."""
+def last_step(folder: Path, run_id: str, parts: Literal["", "offline-"] = "") -> int:
+    """The largest step of the rows in a run's files; -1 where there is none; arguments as above."""
     steps = (
         record.history.step.num
-        for path in run_files(folder, run_id)
+        for path in run_files(folder, run_id, parts)
         for record in read_records(path)
         if record.WhichOneof("record_type") == "history"
     )

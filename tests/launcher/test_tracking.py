@@ -218,6 +218,24 @@ def test_a_run_without_a_checkpoint_keeps_its_id(start, monkeypatch, tmp_path):
     assert len(run_files(tmp_path / "run", run_id(tmp_path / "run"))) == 2
 
 
+def test_what_an_attempt_with_other_settings_left_is_another_run(start, monkeypatch, tmp_path):
+    """Such as one whose loss was not finite, after which the rate was lowered."""
+    draw = Tracker.draw
+
+    def cut_off(tracker, epoch):
+        raise SystemExit
+
+    monkeypatch.setattr(Tracker, "draw", cut_off)
+    with pytest.raises(SystemExit):
+        start("optim.lr=0.5")
+    monkeypatch.setattr(Tracker, "draw", draw)
+    assert start() == 0
+    assert len(run_files(tmp_path / "run", run_id(tmp_path / "run"))) == 1
+    steps = [row for _, row in rows(tmp_path / "run") if "global_step" in row]
+    assert [row["global_step"] for row in steps] == STEPS
+    assert max(row["step/learning_rate"] for row in steps) < 0.5
+
+
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path):
     run = {"dir": str(tmp_path / "run"), "epochs": 2}

@@ -1,5 +1,6 @@
 """wandb's files as wandb itself writes them."""
 
+import shutil
 import time
 
 import pytest
@@ -48,6 +49,14 @@ def test_the_last_step_is_that_of_all_parts(folder, tmp_path):
     assert last_step(folder, "1a2b3c4d") == 31
     assert last_step(folder, "other") == 90
     assert last_step(folder, "unknown") == last_step(tmp_path, "1a2b3c4d") == -1
+
+
+def test_what_an_online_part_had_yet_to_send_can_be_left_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    second = run_files(tmp_path / "run", "1a2b3c4d")[1].parent
+    second.rename(second.with_name(second.name.removeprefix("offline-")))
+    assert last_step(tmp_path / "run", "1a2b3c4d") == 31
+    assert last_step(tmp_path / "run", "1a2b3c4d", "offline-") == 8
 
 
 def test_a_torn_file_is_read_as_far_as_it_is_whole(folder, tmp_path):
