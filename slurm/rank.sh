@@ -28,7 +28,8 @@ case $code in
         code=0
         ;;
     138) touch "$folder/stopped" ;; # killed by USR1 (128 + 10), before it was listening
-    143) ;;                         # by TERM, as srun does to the others when a rank has failed
+    # By TERM: likewise, or srun has ended it since another rank has failed.
+    143) touch "$folder/terminated" ;;
     *) touch "$folder/failed" ;;
 esac
 exit "$code"

@@ -22,7 +22,7 @@ enter_repository() {
 run_ranks() {
     local logs=$LOGS/$JOB code=0
     mkdir -p "$logs"
-    rm -f "$logs/stopped" "$logs/failed"
+    rm -f "$logs/stopped" "$logs/terminated" "$logs/failed"
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
     # Jobs that share a node must not share a port; above 32767 the system hands out its own.
     MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
@@ -35,7 +35,7 @@ run_ranks() {
     srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank-%t.log" \
         slurm/rank.sh "$logs" "$@" || code=$?
     # With a failure on any rank there is nothing to go on with, whatever the others say.
-    if [[ -e "$logs/stopped" && ! -e "$logs/failed" ]]; then
+    if [[ (-e "$logs/stopped" || -e "$logs/terminated") && ! -e "$logs/failed" ]]; then
         requeue
     elif ((code != 0)); then
         echo "job $JOB: failed with exit code $code; see $logs" >&2

@@ -106,7 +106,9 @@ def test_a_lone_rank_has_no_process_group(submit, tmp_path):
     assert "WORLD_SIZE" not in (tmp_path / "environment-0").read_text()
 
 
-@pytest.mark.parametrize("codes", ["75 75", "-10 -10"], ids=["saved", "not yet listening"])
+@pytest.mark.parametrize(
+    "codes", ["75 75", "-10 -10", "-15 -15"], ids=["saved", "not yet listening", "likewise, TERM"]
+)
 def test_a_stopped_job_is_requeued(submit, requeued, codes):
     done = submit("train.sh", "configs/mine.yaml", codes=codes, SLURM_RESTART_COUNT="2")
     assert done.returncode == 0, done.stderr
