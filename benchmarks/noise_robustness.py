@@ -39,9 +39,13 @@ def run(cell: Cell, out: Path, settings: Sequence[str]) -> str:
     except ConfigError as error:
         return str(error)
     found = read_run(folder)
+    # A run may be given more epochs; a cell of another length is another cell.
+    may_change = [key for key in MAY_CHANGE_ON_RESUME if key != "run.epochs"]
+    changed = differences(found.config, wanted, may_change) if found.config else []
+    if changed:
+        return f"made with other settings: {'; '.join(changed)}"
     if found.is_finished:
-        changed = differences(found.config, wanted, MAY_CHANGE_ON_RESUME)
-        return f"made with other settings: {'; '.join(changed)}" if changed else ""
+        return ""
     config = out / f"{cell}.yaml"
     write_text(config, dump_config(wanted))
     command = [

@@ -113,7 +113,7 @@ def test_failures_are_named_and_the_others_go_on(tiny_grid, capsys, monkeypatch)
     out.mkdir()
     write_record(out / "synthetic-mixed-qmix-seed1", 2)
     cell = Cell("synthetic", "mixed", "qmix", 1)
-    made_with = cell.compose(out, ["run.epochs=2", "optim.lr=0.1"])
+    made_with = cell.compose(out, ["run.epochs=1", "optim.lr=0.1"])
     (out / str(cell) / "config.yaml").write_text(dump_config(made_with))
     (out / "synthetic-mixed-cross_entropy-seed1").write_text("in the way of the folder")
     monkeypatch.setitem(robustness_grid.METHODS, "gce", {"all": {"name": "no method"}})
@@ -121,7 +121,7 @@ def test_failures_are_named_and_the_others_go_on(tiny_grid, capsys, monkeypatch)
 
     assert noise_robustness.main(arguments) == 1
     output = capsys.readouterr().out
-    changed = "optim.lr: 0.1 -> 0.002"
+    changed = "run.epochs: 1 -> 2; optim.lr: 0.1 -> 0.002"
     assert f"{cell}, made with other settings: {changed}\n" in output
     log = out / "synthetic-mixed-cross_entropy-seed1.log"
     assert f"synthetic-mixed-cross_entropy-seed1, exit code 2, see {log}\n" in output
