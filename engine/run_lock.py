@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-__all__ = ["RunLock", "holder_of"]
+__all__ = ["RunLock", "holder_of", "lasting_holder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RunLock:
         while not _lock(file := path.open("a+", encoding="utf-8"), path):
             holder = _read(file)
             file.close()
-            patience = _SECONDS_HERE if _this_host() in holder else _SECONDS_ELSEWHERE
+            patience = _patience(holder)
             if time.monotonic() - began > patience:
                 raise OSError(
                     f"run.dir: {self.folder} is in use by {holder}; wait for its end, or choose "
@@ -88,6 +88,19 @@ def holder_of(folder: Path) -> str | None:
     except OSError:
         return None
     return None
+
+
+def lasting_holder_of(folder: Path) -> str | None:
+    """As above, but a process that may have gone with its machine is given the time for that."""
+    began = time.monotonic()
+    while (holder := holder_of(folder)) and time.monotonic() - began < _patience(holder):
+        time.sleep(_SECONDS_BETWEEN)
+    return holder
+
+
+def _patience(holder: str) -> float:
+    """Seconds to wait for a process to let go of its lock."""
+    return _SECONDS_HERE if _this_host() in holder else _SECONDS_ELSEWHERE
 
 
 def _lock(file: IO[str], path: Path) -> bool:

@@ -23,7 +23,7 @@ from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
 from engine.record import Record, write_text
 from engine.reports.tables import Table
-from engine.run_lock import holder_of
+from engine.run_lock import holder_of, lasting_holder_of
 from engine.runtime import end_process, read_environment
 from engine.strict_yaml import parse_yaml
 from launcher import run
@@ -218,7 +218,7 @@ def run_cell(cell: Cell, settings: Sequence[str], job: str | None) -> int:
         )
 
     # Its own note is that of the run that is going on.
-    if is_main and (holder := holder_of(cell.folder)):
+    if is_main and (holder := lasting_holder_of(cell.folder)):
         raise BlockingIOError(f"{cell}: runs already, in {cell.folder}: {holder}")
 
     def note(state: str) -> None:

@@ -2,11 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from engine import run_lock
-from engine.run_lock import RunLock, holder_of
+from engine.run_lock import RunLock, holder_of, lasting_holder_of
 
 # Holds the lock, with a child that outlives it.
 HOLD = """
@@ -63,7 +64,11 @@ def test_a_run_elsewhere_is_waited_for(tmp_path, caplog):
     with pytest.raises(OSError, match="in use by process 7 on another-node"):
         RunLock(tmp_path).take()
     assert "waiting for it" in caplog.text
-    held.release()
+    assert lasting_holder_of(tmp_path) == "process 7 on another-node since then"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lasting_holder_of, tmp_path)
+        held.release()
+        assert waiting.result() is None
 
 
 def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, caplog):
