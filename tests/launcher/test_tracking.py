@@ -201,16 +201,24 @@ def test_what_was_not_followed_is_shown_later(start, ask_at, tmp_path):
     assert_shown_once(tmp_path / "run")
 
 
-def test_a_run_without_a_checkpoint_keeps_its_id(start, monkeypatch, tmp_path):
-    draw = Tracker.draw
+@pytest.fixture
+def cut_off(start, monkeypatch):
+    """Begins a run that ends before its first checkpoint."""
 
-    def cut_off(tracker, epoch):
+    def end(tracker, epoch):
         raise SystemExit
 
-    monkeypatch.setattr(Tracker, "draw", cut_off)
-    with pytest.raises(SystemExit):
-        start()
-    monkeypatch.setattr(Tracker, "draw", draw)
+    def run(*overrides):
+        with monkeypatch.context() as patch:
+            patch.setattr(Tracker, "draw", end)
+            with pytest.raises(SystemExit):
+                start(*overrides)
+
+    return run
+
+
+def test_a_run_without_a_checkpoint_keeps_its_id(start, cut_off, tmp_path):
+    cut_off()
     assert start() == 0
     shown = rows(tmp_path / "run")
     assert [row["global_step"] for _, row in shown if "global_step" in row] == STEPS
@@ -218,17 +226,9 @@ def test_a_run_without_a_checkpoint_keeps_its_id(start, monkeypatch, tmp_path):
     assert len(run_files(tmp_path / "run", run_id(tmp_path / "run"))) == 2
 
 
-def test_what_an_attempt_with_other_settings_left_is_another_run(start, monkeypatch, tmp_path):
+def test_what_an_attempt_with_other_settings_left_is_another_run(start, cut_off, tmp_path):
     """Such as one whose loss was not finite, after which the rate was lowered."""
-    draw = Tracker.draw
-
-    def cut_off(tracker, epoch):
-        raise SystemExit
-
-    monkeypatch.setattr(Tracker, "draw", cut_off)
-    with pytest.raises(SystemExit):
-        start("optim.lr=0.5")
-    monkeypatch.setattr(Tracker, "draw", draw)
+    cut_off("optim.lr=0.5")
     assert start() == 0
     assert len(run_files(tmp_path / "run", run_id(tmp_path / "run"))) == 1
     steps = [row for _, row in rows(tmp_path / "run") if "global_step" in row]
