@@ -272,10 +272,12 @@ def measure_memory(folder: Path, num_rows: int) -> dict[str, float | Goal]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--images", type=int, default=8, help="originals")
+    parser.add_argument("--images", type=int, default=8, help="originals, at least 2")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the manifest for memory")
     options = parser.parse_args(arguments)
+    if options.images < 2:
+        parser.error(f"--images: found {options.images}, expected 2 or more, of two classes")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
