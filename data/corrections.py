@@ -82,6 +82,8 @@ def _read(
         )
     problems, decisions = Problems(str(path)), _Decisions()
     first_places: dict[int, str] = {}
+    # Cells of a table are read without the blanks around them.
+    names = [name.strip() for name in manifest.class_names]
     for place, values in rows:
         sample_id, image, given, decision, new = values
         try:
@@ -92,8 +94,6 @@ def _read(
             if split[index] in (TEST, LEFT_OUT):
                 where = "of the test set" if split[index] == TEST else "left out already"
                 raise ValueError(f"sample that is {where}; delete the row")
-            # Cells of a table are read without the blanks around them.
-            names = [name.strip() for name in manifest.class_names]
             if given != names[labels[index]]:
                 raise ValueError(
                     "given_label other than this run's; take data, noise and earlier corrections "

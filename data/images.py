@@ -287,7 +287,7 @@ def find_unreadable(
 
 
 def is_nearly_black(pixels: NDArray[np.uint8], file: Path | BinaryIO) -> bool:
-    """Whether grey levels of 16 bits, of which the upper 8 are delivered, use none of those.
+    """Whether grey levels of 16 bits, of which the upper 8 are delivered, use only the darkest.
 
     Args:
         pixels: (H, W, 3) as they were delivered.

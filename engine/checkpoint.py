@@ -200,7 +200,7 @@ class Checkpoints:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint that is no longer kept; one that is not worth a run stays."""
+    """Remove a checkpoint that is no longer kept; where that fails it stays and the run goes on."""
     try:
         shutil.rmtree(folder)
     except OSError as error:

@@ -15,11 +15,10 @@ from engine.config import differences, dump_config
 from engine.interrupts import EXIT_INTERRUPTED, Interrupts, RunInterruptedError
 from engine.progress import PhaseFormatter
 from engine.record import write_text
-from engine.reports.run_folder import RunFacts
+from engine.reports.run_folder import RunFacts, read_run
 from engine.reports.run_page import write_report
 from engine.run_lock import RunLock
 from engine.saving import Saver, agreed_checkpoint
-from engine.strict_yaml import parse_yaml
 from engine.tracking.tracker import Tracker
 from engine.trainer import Trainer
 from launcher.assemble import NoisyData, build_method, build_task, describe_samples, run_facts
@@ -133,11 +132,8 @@ def _saved_before(config: Config) -> bool:
 
 def _begun_otherwise(config: Config) -> bool:
     """Whether the folder's last attempt, which left no checkpoint, had other settings."""
-    file = config.run.dir / "config.yaml"
-    if not file.exists():
-        return False
-    tree = parse_yaml(file.read_text(encoding="utf-8")).tree
-    return bool(differences(tree, config, MAY_CHANGE_ON_RESUME))
+    before = read_run(config.run.dir).config
+    return bool(before) and bool(differences(before, config, MAY_CHANGE_ON_RESUME))
 
 
 def _versions() -> dict[str, str]:

@@ -60,19 +60,16 @@ def group_alike(looks: NDArray[np.uint8]) -> NDArray[np.int64]:
             pairs = component[pairs]
             links = np.concatenate([links, pairs[:, pairs[0] != pairs[1]]], axis=1)
             if links.shape[1] > len(distinct):
-                component, links = _join(component, links)
-    component, _ = _join(component, links)
-    return component[look_index.ravel()].astype(np.int64)
+                component, links = _join(component, links), links[:, :0]
+    return _join(component, links)[look_index.ravel()].astype(np.int64)
 
 
-def _join(
-    component: NDArray[np.int64], links: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The components (N,) that links (2, L) between components leave, and no links."""
+def _join(component: NDArray[np.int64], links: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The components (N,) that links (2, L) between components leave."""
     ones, size = np.ones(links.shape[1], np.int8), int(component.max(initial=-1)) + 1
     graph = coo_array((ones, tuple(links)), shape=(size, size))
     _, joined = connected_components(graph, directed=False)
-    return joined[component].astype(np.int64), np.empty((2, 0), np.int64)
+    return joined[component].astype(np.int64)
 
 
 def _alike_in_band(looks: NDArray[np.uint8], band: int) -> Iterator[NDArray[np.int64]]:

@@ -186,6 +186,15 @@ def test_a_folder_with_a_run_is_refused_and_a_check_says_so(refused, tmp_path, c
     assert "holds a run" not in caplog.text
 
 
+def test_settings_that_were_damaged_before_the_first_checkpoint_are_written_anew(tmp_path):
+    run = {"dir": str(tmp_path / "run"), "epochs": 1}
+    path = write_config(tmp_path, "cross_entropy", run=run)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("run: [")
+    assert main(["--config", str(path), "--resume", "auto"]) == 0
+    assert "epochs: 1" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(refused, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
