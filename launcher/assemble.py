@@ -1,7 +1,7 @@
 """From a configuration to the parts of a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from data.sources import Source, load_source
 from data.views import Views
 from engine import collectives
 from engine.audit.findings import Samples
+from engine.plan import num_steps
 from engine.reports.run_folder import RunFacts
 from engine.task import Task
 from launcher.settings import Config
@@ -138,19 +139,42 @@ def build_method(config: Config, data: NoisyData) -> Method:
     manifest = data.source.manifest
     labels, train_ids = torch.from_numpy(data.labels), torch.from_numpy(manifest.where(TRAIN))
     method = _build(config, manifest.num_classes, labels, train_ids)
-    _warn_of_warm_up_alone(config, method)
+    if collectives.rank() == 0:
+        for warning in _doubts(config, method):
+            logger.warning(warning)
     return method
 
 
-def _warn_of_warm_up_alone(config: Config, method: Method) -> None:
-    """A short trial is as good as any, but must not be taken for a run of the method."""
-    divides = any(method.separates(epoch) for epoch in range(config.run.epochs))
-    if "group" in method.columns() and not divides and collectives.rank() == 0:
-        logger.warning(
-            "run.epochs: %d, and %s divides the samples only after its warm-up "
-            "(method.warmup_epochs or method.promotion_epoch): this run is the warm-up alone",
-            config.run.epochs, config.method.name,
-        )  # fmt: skip
+def _doubts(config: Config, method: Method) -> Iterator[str]:
+    """What is allowed and hardly meant, in a line each.
+
+    A short trial is as good as any, but must not be taken for a run of the method.
+    """
+    epochs, optim, model = config.run.epochs, config.optim, config.model
+    divides = any(method.separates(epoch) for epoch in range(epochs))
+    if "group" in method.columns() and not divides:
+        yield (
+            f"run.epochs: {epochs}, and {config.method.name} divides the samples only after its "
+            "warm-up (method.warmup_epochs or method.promotion_epoch): this run is the warm-up "
+            "alone"
+        )
+    steps = epochs * num_steps(len(method.problem.train_ids), optim.batch_size)
+    if optim.lr_warmup_steps > steps:
+        yield (
+            f"optim.lr_warmup_steps: {optim.lr_warmup_steps}, and the run has {steps} steps: the "
+            "learning rate never reaches optim.lr"
+        )
+    for key, has_effect in {
+        "width": model.backbone == "small_resnet",
+        "blocks": model.backbone == "small_resnet",
+        "groups": model.norm == "group",
+    }.items():
+        value = getattr(model, key)
+        if not has_effect and value != type(model).model_fields[key].default:
+            yield (
+                f"model.{key}: {value} has no effect with backbone {model.backbone} and norm "
+                f"{model.norm}"
+            )
 
 
 def build_trained_method(config: Config, num_classes: int) -> Method:

@@ -1,5 +1,6 @@
-"""How commands end: an error in one line, and exit codes that scripts can tell apart."""
+"""How commands end: what they tell, errors in one line, exit codes that scripts tell apart."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from methods.method import MethodError
 from methods.separation import SeparationError
 from methods.weights import ModelError
 
-__all__ = ["EXIT_KEYBOARD", "EXIT_LOST_PROCESS", "USER_ERRORS", "carry_out"]
+__all__ = ["EXIT_KEYBOARD", "EXIT_LOST_PROCESS", "USER_ERRORS", "carry_out", "tell"]
 
 # What a user can mend is shown as its message alone; anything else keeps its traceback.
 USER_ERRORS = (
@@ -66,3 +67,12 @@ def carry_out(work: Callable[[], int], met_alone: tuple[type[Exception], ...] = 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return code
+
+
+def tell(text: object) -> None:
+    """Print to whoever reads along: ``head`` or a pager that has seen enough is no failure."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would fail once more at exit, with what is left to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

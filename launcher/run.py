@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from engine.runtime import (
     start_processes,
 )
 from launcher.assemble import build_method, load_noisy_data, run_facts
-from launcher.ends import carry_out
+from launcher.ends import carry_out, tell
 from launcher.reference import describe_settings
 from launcher.settings import Config
 from launcher.show import describe_audit, describe_plan, describe_result
@@ -45,11 +44,7 @@ class _ShowSettings(argparse.Action):
         text = describe_settings(wanted)
         if not text:
             parser.error(f"--settings {wanted}: no key begins so, and no method is called so")
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            # Piped to head or a pager, which has seen enough; Python would fail once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        tell(text)
         parser.exit()
 
 
@@ -59,6 +54,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         description="Train a method that withstands noisy labels.",
         epilog="example: accelerate launch launcher/run.py --config configs/qmix_demo.yaml "
         "optim.lr=5e-4 noise.mis_h=0.5",
+        allow_abbrev=False,  # --set, as other programs have it, is no beginning of --settings
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see configs/")
     parser.add_argument(
@@ -143,14 +139,14 @@ def _run(
         check_images(data.source, config.data.num_workers)
         method = build_method(config, data)
         if accelerator.is_main_process:
-            print(describe_plan(config, data, method, accelerator.num_processes))
+            tell(describe_plan(config, data, method, accelerator.num_processes))
         return
     history, findings = train(config, data, accelerator, interrupts, formatter)
     if accelerator.is_main_process:
         facts = run_facts(data)
         names, num_test = facts.class_names, facts.num_test_images
         labels = describe_audit(findings, names)
-        print(describe_result(history, config.run.dir, names, num_test, labels))
+        tell(describe_result(history, config.run.dir, names, num_test, labels))
 
 
 def _look_at_folder(folder: Path, options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from engine.run_lock import holder_of, lasting_holder_of
 from engine.runtime import end_process, read_environment
 from engine.strict_yaml import parse_yaml
 from launcher import run
-from launcher.ends import carry_out
+from launcher.ends import carry_out, tell
 from launcher.settings import MAY_CHANGE_ON_RESUME, Config, MethodConfig
 
 __all__ = ["Cell", "State", "Sweep", "cells_of", "main", "state_of"]
@@ -208,7 +208,7 @@ def run_cell(cell: Cell, settings: Sequence[str], job: str | None) -> int:
     is_main = read_environment().rank == 0
     if state.name == FINISHED:
         if is_main:
-            print(f"{cell}: finished already, {state.epochs_done} epochs in {cell.folder}")
+            tell(f"{cell}: finished already, {state.epochs_done} epochs in {cell.folder}")
         return 0
     if state.name == OTHER_SETTINGS:
         changed = "; ".join(_changed(cell, cell.compose(settings)))
@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # All of them, so that what is wrong with one is said before any has begun.
         for cell in cells:
             cell.compose(options.settings)
-        print(
+        tell(
             len(cells)
             if options.command == "count"
             else describe(options.file, cells, options.settings)

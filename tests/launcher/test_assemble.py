@@ -154,6 +154,25 @@ def test_a_run_that_ends_in_warm_up_is_warned_of(method, epochs, warned, caplog)
     assert ("this run is the warm-up alone" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(
+    ("sections", "warning"),
+    [
+        # 96 samples are trained on, in 6 batches of 16.
+        ({"run": {"epochs": 2}, "optim": {"lr_warmup_steps": 13}}, "the run has 12 steps"),
+        ({"run": {"epochs": 2}, "optim": {"lr_warmup_steps": 12}}, ""),
+        ({"model": {"backbone": "resnet18", "width": 32}}, "model.width: 32 has no effect"),
+        ({"model": {"backbone": "resnet18", "width": 16}}, ""),
+        ({"model": {"blocks": 2}}, ""),
+        ({"model": {"norm": "batch", "groups": 4}}, "model.groups: 4 has no effect"),
+        ({"model": {"norm": "group", "groups": 4}}, ""),
+    ],
+)
+def test_what_is_hardly_meant_is_warned_of(sections, warning, caplog):
+    config = make_config("cross_entropy", **sections)
+    build_method(config, noisy_data(config))
+    assert warning in caplog.text and bool(caplog.text) == bool(warning)
+
+
 def test_methods_without_a_division_have_no_warm_up_to_warn_of(caplog):
     config = make_config("elr", run={"epochs": 1})
     build_method(config, noisy_data(config))

@@ -48,6 +48,12 @@ def test_a_reader_that_has_seen_enough_is_no_failure():
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_another_programs_word_is_no_beginning_of_this_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", "x.yaml", "--set", "optim.lr=1"])
+    assert "unrecognized arguments: --set" in capsys.readouterr().err
+
+
 def test_what_there_is_not_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--settings", "optix"])

@@ -200,3 +200,10 @@ def test_sync_says_where_there_is_nothing(submit, tmp_path):
     done = submit("sync.sh")
     assert done.returncode == 0
     assert done.stdout == "nothing was kept offline below runs\n"
+
+
+def test_sync_refuses_a_folder_that_there_is_not(submit, tmp_path):
+    (tmp_path / "runs").mkdir()
+    done = submit("sync.sh", "runs", "runz")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: runz: no such folder; expected folders below which runs lie\n"
