@@ -2,9 +2,8 @@
 
 The two kinds of noise are those of QMix (arXiv 2404.05169): a Mis-H sample has a wrong label and
 its good image, a Mis-L sample keeps its label while its image becomes too poor to carry it. Which
-samples are hit is a pure function of the
-arguments: the draws are keyed by (seed, sample, purpose), so changing one rate or kind leaves the
-    other draws alone.
+samples are hit is a pure function of the arguments: the draws are keyed by (seed, sample_id,
+purpose), so changing one rate or kind leaves the other draws alone.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Matrix = tuple[tuple[float, ...], ...]
 
 
 class NoiseConfig(BaseModel):
-    """Section ``noise``: what is injected into the training set."""
+    """Section ``noise``: what is injected into the training and validation samples, as one set."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -51,22 +50,29 @@ class NoiseConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Share of all samples whose label is changed: the true flip rate, exact for "
-        "symmetric and asymmetric, the mean rate for instance; 0 for matrix and none.",
+        description="Share of all samples for training and validation whose label is changed: the "
+        "true flip rate, exact for symmetric and asymmetric, the mean rate for instance; 0 for "
+        "matrix and none.",
     )
     mis_l: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Share of all samples whose image is degraded while the label stays; exact, "
-        "and disjoint from the samples of mis_h.",
+        description="Share of the same samples whose image is degraded while the label stays; "
+        "exact, and disjoint from the samples of mis_h.",
     )
     matrix: Matrix | Path | None = Field(
         None,
         description="For kind matrix: P[true, given], rows summing to 1, written out or the path "
         "of a comma-separated file.",
     )
-    seed: int | None = Field(None, description="Seed of the noise alone; null: run.seed.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="Seed of the noise alone; null: run.seed. With one, runs of other seeds, which "
+        "validate on other samples, have the same wrong labels and degraded images.",
+    )
     severity: tuple[float, float] = Field(
         (0.6, 1.0), description="Mildest and worst degradation of a Mis-L image, in [0, 1]."
     )
@@ -113,6 +119,7 @@ def inject(
     config: NoiseConfig,
     seed: int,
     *,
+    sample_ids: NDArray[np.int64] | None = None,
     quality: NDArray[np.int64] | None = None,
     features: NDArray[np.floating] | None = None,
 ) -> InjectedNoise:
@@ -123,6 +130,7 @@ def inject(
         num_classes: Number of classes, C.
         config: What to inject.
         seed: Of all draws; that of the section is the caller's to take.
+        sample_ids: (n,) int64, distinct; what the draws are keyed by. None: 0 to n - 1.
         quality: (n,) -1 unknown, 0 bad, 1 good. A bad image is never chosen for degradation.
         features: (n, d) what instance-dependent noise depends on, such as the pixels of small
             copies.
@@ -135,7 +143,8 @@ def inject(
         raise DataError(
             f"labels: found {labels.min()}..{labels.max()}; allowed: 0..{num_classes - 1}"
         )
-    noisy_labels = _change_labels(labels, num_classes, config, seed, features)
+    draws = _Draws(seed, np.arange(len(labels)) if sample_ids is None else sample_ids)
+    noisy_labels = _change_labels(labels, num_classes, config, draws, features)
     groups = np.where(noisy_labels != labels, MIS_H, CORRECT).astype(np.uint8)
     candidates = groups == CORRECT
     if quality is not None:
@@ -146,29 +155,39 @@ def inject(
             f"noise.mis_l: {config.mis_l} of {len(labels)} samples is {num_degraded}, but only "
             f"{candidates.sum()} have a correct label and an image that is not bad already"
         )
-    order = _uniform(seed, _WHICH_IMAGES, len(labels))
+    order = draws.of(_WHICH_IMAGES)
     order[~candidates] = np.inf
     groups[np.argsort(order, kind="stable")[:num_degraded]] = MIS_L
     return InjectedNoise(noisy_labels=noisy_labels, groups=groups)
 
 
-def _uniform(seed: int, purpose: int, num: int, num_draws: int = 1) -> NDArray[np.float64]:
-    """Keyed draws (num,) or (num, num_draws)."""
-    draws = keyed.uniform(seed, _EPOCH, np.arange(num), purpose, num_draws)
-    return draws[:, 0] if num_draws == 1 else draws
+@dataclass(frozen=True)
+class _Draws:
+    """Keyed uniform draws: one of each sample for a purpose, or a table for all of them."""
+
+    seed: int
+    sample_ids: NDArray[np.int64]
+
+    def of(self, purpose: int) -> NDArray[np.float64]:
+        """A number of each sample: (n,)."""
+        return keyed.uniform(self.seed, _EPOCH, self.sample_ids, purpose, 1)[:, 0]
+
+    def table(self, purpose: int, num_rows: int, num_columns: int) -> NDArray[np.float64]:
+        """Numbers that depend on no sample: (num_rows, num_columns)."""
+        return keyed.uniform(self.seed, _EPOCH, np.arange(num_rows), purpose, num_columns)
 
 
 def _change_labels(
     labels: NDArray[np.int64],
     num_classes: int,
     config: NoiseConfig,
-    seed: int,
+    draws: _Draws,
     features: NDArray[np.floating] | None,
 ) -> NDArray[np.int64]:
     """Draw the noisy labels (n,) int64."""
-    draws = _uniform(seed, _NEW_LABELS, len(labels))
+    which = draws.of(_NEW_LABELS)
     if config.matrix is not None:
-        return _draw_from_rows(_read_matrix(config.matrix, num_classes)[labels], draws)
+        return _draw_from_rows(_read_matrix(config.matrix, num_classes)[labels], which)
     if config.mis_h == 0:
         return labels.copy()
     if num_classes < 2:
@@ -176,13 +195,13 @@ def _change_labels(
     if config.kind == "instance":
         if features is None or len(features) != len(labels):
             raise DataError("noise.kind: instance needs features, one row for each label")
-        rows = _instance_rows(labels, num_classes, config.mis_h, seed, features)
-        return _draw_from_rows(rows, draws)
-    order = np.argsort(_uniform(seed, _WHICH_LABELS, len(labels)), kind="stable")
+        rows = _instance_rows(labels, num_classes, config.mis_h, draws, features)
+        return _draw_from_rows(rows, which)
+    order = np.argsort(draws.of(_WHICH_LABELS), kind="stable")
     hit = order[: round(config.mis_h * len(labels))]
     noisy_labels = labels.copy()
     rows = _other_classes(labels, num_classes, config.kind)[labels[hit]]
-    noisy_labels[hit] = _draw_from_rows(rows, draws[hit])
+    noisy_labels[hit] = _draw_from_rows(rows, which[hit])
     return noisy_labels
 
 
@@ -203,7 +222,7 @@ def _instance_rows(
     labels: NDArray[np.int64],
     num_classes: int,
     mean_rate: float,
-    seed: int,
+    draws: _Draws,
     features: NDArray[np.floating],
 ) -> NDArray[np.float64]:
     """Transition probabilities (n, C) of each sample.
@@ -215,14 +234,14 @@ def _instance_rows(
     Differs: the features are standardised first, so that the noise does not depend on their units.
     """
     low, high = ndtr(np.array([0 - mean_rate, 1 - mean_rate]) / _FLIP_RATE_SPREAD)
-    spread = low + (high - low) * _uniform(seed, _FLIP_RATES, len(labels))
+    spread = low + (high - low) * draws.of(_FLIP_RATES)
     rates = np.clip(mean_rate + _FLIP_RATE_SPREAD * ndtri(spread), 0, 1)
     deviation = features.std(axis=0)
     standard = (features - features.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     num_features = features.shape[1]
-    draws = _uniform(seed, _PROJECTIONS, num_classes * num_features, num_classes)
+    table = draws.table(_PROJECTIONS, num_classes * num_features, num_classes)
     # Half a step above the draws' grid, since the normal quantile of 0 is not finite.
-    projections = ndtri(draws + 2.0**-54).reshape(num_classes, num_features, num_classes)
+    projections = ndtri(table + 2.0**-54).reshape(num_classes, num_features, num_classes)
     rows = np.zeros((len(labels), num_classes))
     for label in range(num_classes):
         members = np.flatnonzero(labels == label)
@@ -255,7 +274,9 @@ def _read_matrix(source: Matrix | Path, num_classes: int) -> NDArray[np.float64]
             f"noise.matrix: shape is {matrix.shape}; the {num_classes} classes need "
             f"({num_classes}, {num_classes})"
         )
-    bad = np.flatnonzero((np.abs(matrix.sum(axis=1) - 1) > 1e-4) | (matrix < 0).any(axis=1))
+    # So that what is not a number is bad, too.
+    good = (np.abs(matrix.sum(axis=1) - 1) <= 1e-4) & (matrix >= 0).all(axis=1)
+    bad = np.flatnonzero(~good)
     if len(bad):
         raise DataError(
             f"noise.matrix: row {bad[0]} is {matrix[bad[0]].tolist()}; "

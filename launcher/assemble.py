@@ -61,12 +61,10 @@ def load_noisy_data(config: Config) -> NoisyData:
     manifest, noise = source.manifest, config.noise
     labels, groups = manifest.labels.copy(), np.full(len(manifest), CORRECT, dtype=np.uint8)
     injects = noise.mis_h > 0 or noise.mis_l > 0 or noise.kind == "matrix"
-    seed = config.run.seed if noise.seed is None else noise.seed
-    for split in (TRAIN, VALIDATION) if injects else ():
-        ids = manifest.where(split)
-        if not len(ids):
-            continue
-        injected = _inject(source, ids, config, seed + split)
+    if injects:
+        # As one set: who validates depends on the seed of the run, and their noise must not.
+        ids = np.union1d(manifest.where(TRAIN), manifest.where(VALIDATION))
+        injected = _inject(source, ids, config)
         labels[ids], groups[ids] = injected.noisy_labels, injected.groups
     # People decide on what they were shown, which is the labels with their noise.
     manifest, labels = apply_corrections(config.data.correction_files, manifest, labels)
@@ -82,17 +80,21 @@ def load_noisy_data(config: Config) -> NoisyData:
     return NoisyData(source, labels, groups if is_known else None)
 
 
-def _inject(source: Source, ids: NDArray[np.int64], config: Config, seed: int) -> InjectedNoise:
-    """Noise of one split; images are looked at only where noise depends on them."""
+def _inject(source: Source, ids: NDArray[np.int64], config: Config) -> InjectedNoise:
+    """Noise of some samples; images are looked at only where noise depends on them."""
     manifest = source.manifest
     quality = manifest.quality[ids]
     features = None
     if config.noise.kind == "instance":
         features = np.stack([_thumbnail(source.reader.read(int(index))) for index in ids])
     return inject(
-        manifest.labels[ids], manifest.num_classes, config.noise, seed,
-        quality=None if (quality == UNKNOWN).all() else quality, features=features,
+        manifest.labels[ids], manifest.num_classes, config.noise, _noise_seed(config),
+        sample_ids=ids, quality=None if (quality == UNKNOWN).all() else quality, features=features,
     )  # fmt: skip
+
+
+def _noise_seed(config: Config) -> int:
+    return config.run.seed if config.noise.seed is None else config.noise.seed
 
 
 def _thumbnail(image: NDArray[np.uint8], side: int = 8) -> NDArray[np.float64]:
@@ -112,8 +114,9 @@ def build_task(config: Config, data: NoisyData, *, pin_memory: bool) -> Task:
     """The samples, images and views that a run trains on."""
     manifest, reader = data.source.manifest, data.source.reader
     if data.groups is not None and (data.groups == MIS_L).any() and config.noise.mis_l > 0:
-        seed = config.run.seed if config.noise.seed is None else config.noise.seed
-        reader = DegradedImages(reader, data.groups == MIS_L, config.noise.severity, seed)
+        reader = DegradedImages(
+            reader, data.groups == MIS_L, config.noise.severity, _noise_seed(config)
+        )
     if config.data.cache == "memory":
         reader = hold_in_memory(
             reader, config.data.num_workers, show_progress=collectives.rank() == 0

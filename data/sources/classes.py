@@ -123,11 +123,12 @@ def label_parser(class_names: tuple[str, ...], takes_both: bool) -> Callable[[st
 
     Args:
         class_names: The classes in order.
-        takes_both: Whether a class that has a name may be written as a number, too.
+        takes_both: Whether a class that has a name may be written as a number, too. A number that
+            is a name by itself is that class alone: of BI-RADS 1 to 5, 1 is the first.
     """
     numbers = {str(number): number for number in range(len(class_names))}
-    # A name goes before a number: folders "1", "2", "3" are the classes 0, 1, 2.
     lookup = {name: number for number, name in enumerate(class_names)}
+    takes_both = takes_both and all(whole_number(name) is None for name in class_names)
     are_names, allowed = set(lookup) != set(numbers), f"0..{len(class_names) - 1}"
     if are_names:
         names = ", ".join(class_names)
@@ -136,15 +137,14 @@ def label_parser(class_names: tuple[str, ...], takes_both: bool) -> Callable[[st
         lookup = numbers | lookup
 
     def parse(text: str) -> int:
-        if text in lookup:
-            return lookup[text]
         number = whole_number(text)
-        if number is not None and are_names and not takes_both:
-            raise ValueError(f"label that is a number among names, expected {allowed}")
+        name = text if number is None or text in lookup else str(number)
+        if name in lookup:
+            return lookup[name]
         if number is None:
             raise ValueError(f"label that is no number and no class, expected {allowed}")
-        if str(number) not in lookup:
-            raise ValueError(f"label outside {allowed}")
-        return lookup[str(number)]
+        if are_names and not takes_both:
+            raise ValueError(f"label that is a number among names, expected {allowed}")
+        raise ValueError(f"label outside {allowed}")
 
     return parse

@@ -27,7 +27,7 @@ def load_isic2019(config: DataConfig, seed: int) -> Source:
     A published split is taken from train.txt, val.txt and test.txt beside the ground truth, with
     an image name on each line; images in none of them are left out. Such splits are by image:
     where ISIC_2019_Training_Metadata.csv is there, a warning counts the lesions on two sides.
-    Without lists, splits are carved, by lesion where the metadata are there.
+    Splits without a list are carved, by lesion where the metadata are there.
     Class UNK has no training images in ISIC 2019; rows that have it are left out.
     """
     path = label_file(config, "ISIC_2019_Training_GroundTruth.csv")
@@ -38,7 +38,14 @@ def load_isic2019(config: DataConfig, seed: int) -> Source:
     metadata = path.parent / "ISIC_2019_Training_Metadata.csv"
     if any((path.parent / name).is_file() for name in ISIC2019_LISTS):
         rows = _keep_listed(known, path.parent)
-        _warn_of_divided_lesions(_with_lesions(rows, metadata))
+        with_lesions = _with_lesions(rows, metadata)
+        _warn_of_divided_lesions(with_lesions)
+        # What is carved from the rows for training keeps lesions together; the lists may not.
+        train = ISIC2019_LISTS["train.txt"]
+        rows = [
+            with_lesion if row.split == train else row
+            for row, with_lesion in zip(rows, with_lesions, strict=True)
+        ]
     else:
         rows = _with_lesions(known, metadata)
     folders = ("ISIC_2019_Training_Input", "ISIC_2019_Training_Input/ISIC_2019_Training_Input", "")

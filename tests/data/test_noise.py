@@ -211,6 +211,7 @@ def test_labels_out_of_range_are_refused():
         ("0.5,0.5\n0,1\n", r"shape is \(2, 2\)"),
         ("1,0,0\n0,0.5,0.4\n0,0,1\n", "row 1"),
         ("1,0,0\n0,1.5,-0.5\n0,0,1\n", "row 1"),
+        ("1,0,0\nnan,nan,nan\n0,0,1\n", "row 1"),
         ("a,b\n", "cannot be read"),
         (None, "cannot be read"),
     ],
@@ -235,11 +236,23 @@ def test_bad_matrices_are_refused(tmp_path, text, message):
         {"kind": "uniform"},
         {"severity": [0.9, 0.1]},
         {"rate": 0.1},
+        {"seed": -1},
     ],
 )
 def test_bad_settings_are_refused(tree):
     with pytest.raises(ValidationError):
         NoiseConfig.model_validate_json(json.dumps(tree), strict=True, extra="forbid")
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "instance"])
+def test_draws_belong_to_samples_not_to_places(kind):
+    config = NoiseConfig(kind=kind, mis_h=0.3, mis_l=0.1)
+    features = np.random.default_rng(1).normal(size=(NUM, 3))
+    order = np.random.default_rng(2).permutation(NUM)
+    straight = inject(LABELS, 4, config, 5, features=features)
+    mixed = inject(LABELS[order], 4, config, 5, sample_ids=order, features=features[order])
+    np.testing.assert_array_equal(mixed.noisy_labels, straight.noisy_labels[order])
+    np.testing.assert_array_equal(mixed.groups, straight.groups[order])
 
 
 def test_groups_have_their_published_codes():

@@ -164,6 +164,19 @@ def test_class_names_give_the_order_of_a_csv_in_names_or_numbers(tmp_path):
         assert manifest.labels.tolist() == [0, 1, 2, 1] * 5
 
 
+def test_numbers_that_are_names_are_no_places(tmp_path):
+    """Of BI-RADS 1 to 5, 1 is the first, and 0 is not the first by another name."""
+    write_csv(tmp_path, ["1", "2.0", "3", "4", "5"] * 4)
+    names = ("1", "2", "3", "4", "5")
+    manifest = load(tmp_path, "csv", class_names=names).manifest
+    assert manifest.labels.tolist() == [0, 1, 2, 3, 4] * 4
+    write_csv(tmp_path, ["0", "2", "3", "4", "5"] * 4)
+    with pytest.raises(DataError, match=r"expected 1, 2, 3, 4, 5 \(4\): labels.csv:2 '0'"):
+        load(tmp_path, "csv", class_names=names)
+    with pytest.raises(DataError, match=r"expected none, 1, 2 .*'0'"):
+        load(tmp_path, "csv", class_names=("none", "1", "2"))
+
+
 def test_class_names_give_the_order_of_folders(tmp_path, caplog):
     write_classes(tmp_path, *GRADES)
     manifest = load(tmp_path, class_names=GRADES).manifest

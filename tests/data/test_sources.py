@@ -182,6 +182,22 @@ def test_isic2019_with_list_files(tmp_path, caplog):
     assert "1 lesions on two sides" in caplog.text
 
 
+def test_isic2019_without_a_list_for_validation_carves_it_by_lesion(tmp_path):
+    names = write_isic(tmp_path, 160)
+    (tmp_path / "train.txt").write_text("\n".join(names[:128]))
+    (tmp_path / "test.txt").write_text("\n".join(names[128:]))
+    # Images 0 and 128 show one lesion on two sides of the lists, which stay as they are.
+    lesions = [f"{name},L{index % 128 // 16}-{index % 8}" for index, name in enumerate(names)]
+    write_csv(tmp_path / "ISIC_2019_Training_Metadata.csv", "image,lesion_id", lesions)
+    manifest = load(tmp_path, "isic2019", validation_fraction=0.25).manifest
+    assert len(manifest.where(TEST)) == 32 and len(manifest.where(VALIDATION)) == 32
+    of_lesion = [f"{index // 16}-{index % 8}" for index in range(128)]
+    split = dict(zip(manifest.names, manifest.split, strict=True))
+    for lesion in set(of_lesion):
+        members = [name for name, own in zip(names, of_lesion, strict=False) if own == lesion]
+        assert len({split[next(n for n in split if name in n)] for name in members}) == 1
+
+
 def test_isic2019_without_lists_is_split_by_lesion(tmp_path):
     names = write_isic(tmp_path, 160, ["ISIC_9000000,0,0,0,0,0,0,0,0,1"])
     lesions = [f"{name},L{index // 16}-{index % 8}" for index, name in enumerate(names)]
