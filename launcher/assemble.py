@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.corrections import apply_corrections
 from data.loader import DegradedImages, ImageDataset, SampleLoader, hold_in_memory
@@ -24,6 +24,7 @@ from launcher.settings import Config
 from methods import METHODS
 from methods.method import Method, Problem
 from methods.networks import Network, Projector, build_network
+from methods.weights import ModelError
 
 __all__ = [
     "NoisyData", "build_method", "build_task", "build_trained_method", "describe_samples",
@@ -138,7 +139,17 @@ def build_task(config: Config, data: NoisyData, *, pin_memory: bool) -> Task:
 
 
 def build_method(config: Config, data: NoisyData) -> Method:
-    """The method with its networks, before it is wrapped."""
+    """The method with its networks, before it is wrapped.
+
+    Raises:
+        ModelError: There are no statistics to freeze, or see `build_network`.
+        MethodError: The section ``method`` does not go with the others.
+    """
+    if config.model.norm == "frozen" and config.model.weights is None:
+        raise ModelError(
+            "model.norm: frozen keeps the statistics of pre-trained weights, and model.weights is "
+            "not set; take group, or name a file of weights"
+        )
     manifest = data.source.manifest
     labels, train_ids = torch.from_numpy(data.labels), torch.from_numpy(manifest.where(TRAIN))
     method = _build(config, manifest.num_classes, labels, train_ids)
@@ -170,7 +181,8 @@ def _doubts(config: Config, method: Method) -> Iterator[str]:
     for key, has_effect in {
         "width": model.backbone == "small_resnet",
         "blocks": model.backbone == "small_resnet",
-        "groups": model.norm == "group",
+        "groups": model.norm in ("group", "frozen")
+        and any(isinstance(module, nn.GroupNorm) for module in method.modules()),
     }.items():
         value = getattr(model, key)
         if not has_effect and value != type(model).model_fields[key].default:
@@ -185,8 +197,7 @@ def build_trained_method(config: Config, num_classes: int) -> Method:
 
     The data set that it was trained on is not needed: one sample of each class stands for it.
     """
-    # Weights are about to be loaded, so those that the run started from need not be there.
-    model = config.model.model_copy(update={"weights": None})
+    model = config.model.for_prediction()
     one_of_each = torch.arange(num_classes)
     return _build(config.model_copy(update={"model": model}), num_classes, one_of_each, one_of_each)
 

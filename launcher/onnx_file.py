@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from methods.deployed import Deployed
@@ -92,15 +93,23 @@ def verify(path: Path, model: Deployed, size: int) -> float:
     """Compare an ONNX file with the model on random images of several batch sizes.
 
     Raises:
-        ExportError: A probability differs by more than ``TOLERANCE``.
+        ExportError: A probability differs by more than ``TOLERANCE``, or it cannot be run.
     """
     import onnxruntime
+
+    def run(images: Tensor) -> NDArray[np.float32]:
+        try:
+            (probabilities,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        except Exception as error:  # onnxruntime's own have no base of their own
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(f"{path.name}: onnxruntime cannot run it: {reason}") from error
+        return np.asarray(probabilities)
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch_size in VERIFIED_BATCHES:
         images = _draw_images(batch_size, size)
-        (ours,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        ours = run(images)
         theirs = model(images).numpy()
         if ours.shape != theirs.shape:
             raise ExportError(

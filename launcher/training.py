@@ -90,8 +90,8 @@ def train(
 def _require_gpu_for_sync(config: Config, accelerator: Accelerator) -> None:
     if config.model.norm == "sync" and accelerator.device.type == "cpu":
         raise ModelError(
-            "model.norm: sync needs a GPU and this run has none; group and frozen give equal "
-            "results on any number of processes without one"
+            "model.norm: sync needs a GPU and this run has none; group and, with model.weights, "
+            "frozen give equal results on any number of processes without one"
         )
 
 

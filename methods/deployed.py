@@ -15,8 +15,8 @@ __all__ = ["Deployed"]
 class Deployed(nn.Module):
     """Decoded images in, mean class probabilities out; always in eval mode.
 
-    The heads of contrastive methods are left out. ``mean`` and ``std`` are part of the state, so
-    that loading weights brings their normalisation with them.
+    The heads of contrastive methods are left out, and passes are taken whole. ``mean`` and ``std``
+    are part of the state, so that loading weights brings their normalisation with them.
 
     Args:
         networks: The networks that predict; copied.
@@ -38,6 +38,7 @@ class Deployed(nn.Module):
         for network in self.networks:
             assert isinstance(network, Network)
             network.projector = network.predictor = None
+            network.micro_batch_size = None
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
         self.requires_grad_(False).eval()

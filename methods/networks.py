@@ -33,7 +33,8 @@ class ModelConfig(BaseModel):
 
     backbone: str = Field(
         "resnet50",
-        description="small_resnet, a torchvision ResNet (resnet18 to resnet152), or timm:NAME.",
+        description="small_resnet, a torchvision ResNet (resnet18 to resnet152), or timm:NAME, "
+        "without its dropout and stochastic depth.",
     )
     norm: NormKind = Field(
         "batch",
@@ -92,6 +93,11 @@ class ModelConfig(BaseModel):
         if self.cuda_graphs and self.micro_batch_size is not None:
             raise ValueError("cuda_graphs and micro_batch_size: both set; pieces are not recorded")
         return self
+
+    def for_prediction(self) -> "ModelConfig":
+        """The same network for weights that are loaded afterwards, without aids to training."""
+        aids = ("weights", "micro_batch_size", "recompute", "compile", "cuda_graphs")
+        return self.model_copy(update={key: type(self).model_fields[key].default for key in aids})
 
 
 class NetworkOutput(NamedTuple):
@@ -306,4 +312,12 @@ def _build_timm(name: str) -> tuple[nn.Module, int]:
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ModelError(f"model.backbone: timm has no model {name!r}; similar: {near}")
     encoder = timm.create_model(name, pretrained=False, num_classes=0)
-    return encoder, int(encoder.num_features)
+    for module in encoder.modules():
+        # Masks that each process draws for its own samples would make another run of each number
+        # of processes, and of each size of pieces.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif type(module).__name__ == "DropPath":
+            module.drop_prob = 0.0
+    # What comes out is what the head would see; some models widen their features for it.
+    return encoder, int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)

@@ -19,7 +19,8 @@ _DAMAGE = (
     LookupError, ValueError, AttributeError, TypeError, AssertionError,
 )  # fmt: skip
 
-# Classifier heads of torchvision's and timm's models, of which an encoder keeps at most a part.
+# Classifier heads of torchvision's and most of timm's models, of which an encoder keeps at most a
+# part; timm's say themselves what theirs are called.
 _HEADS = ("fc.", "classifier.", "head.")
 
 
@@ -43,7 +44,10 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
             kind.
     """
     own = encoder.state_dict()
-    state = {k: v for k, v in _read(path).items() if k in own or not k.startswith(_HEADS)}
+    named = (getattr(encoder, "pretrained_cfg", None) or {}).get("classifier") or ()
+    layers = [named] if isinstance(named, str) else named  # such as head_dist.linear
+    heads = (*_HEADS, *(f"{layer.partition('.')[0]}." for layer in layers))
+    state = {k: v for k, v in _read(path).items() if k in own or not k.startswith(heads)}
     missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
     unexpected = sorted(state.keys() - own.keys())
     shapes = sorted(

@@ -10,6 +10,7 @@ from data.noise import CORRECT, MIS_H, MIS_L
 from engine.config import differences
 from launcher.assemble import build_method, build_task, load_noisy_data
 from launcher.settings import MAY_CHANGE_ON_RESUME
+from methods.weights import ModelError
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
@@ -182,12 +183,28 @@ def test_a_run_that_ends_in_warm_up_is_warned_of(method, epochs, warned, caplog)
         ({"model": {"blocks": 2}}, ""),
         ({"model": {"norm": "batch", "groups": 4}}, "model.groups: 4 has no effect"),
         ({"model": {"norm": "group", "groups": 4}}, ""),
+        ({"model": {"norm": "frozen", "groups": 4, "weights": "w"}}, "model.groups: 4 has no"),
+        # Layers of its projector have no statistics to freeze.
+        (
+            {
+                "method": METHOD_SETTINGS["sscl"],
+                "model": {"norm": "frozen", "groups": 4, "weights": "w"},
+            },
+            "",
+        ),
     ],
 )
-def test_what_is_hardly_meant_is_warned_of(sections, warning, caplog):
+def test_what_is_hardly_meant_is_warned_of(sections, warning, caplog, monkeypatch):
+    monkeypatch.setattr("methods.networks.load_weights", lambda encoder, path: None)
     config = make_config("cross_entropy", **sections)
     build_method(config, noisy_data(config))
     assert warning in caplog.text and bool(caplog.text) == bool(warning)
+
+
+def test_there_must_be_statistics_to_freeze():
+    config = make_config("cross_entropy", model={"norm": "frozen"})
+    with pytest.raises(ModelError, match=r"^model.norm: frozen .* model.weights is not set; take"):
+        build_method(config, noisy_data(config))
 
 
 def test_methods_without_a_division_have_no_warm_up_to_warn_of(caplog):

@@ -32,3 +32,17 @@ def test_every_method_predicts_without_its_data_and_deployed(name):
     assert not any("projector" in key or "predictor" in key for key in deployed.state_dict())
     # The method that it was taken from keeps its heads.
     assert rebuilt.state_dict().keys() == trained.state_dict().keys()
+
+
+def test_aids_to_training_are_left_out_of_prediction():
+    """A compiler, say, that the machine which predicts may not have."""
+    aids = [{"micro_batch_size": 2, "recompute": True}, {"compile": True, "cuda_graphs": True}]
+    for settings in aids:
+        config = make_config("cross_entropy", model=settings)
+        trained = build_method(config, noisy_data(config))
+        rebuilt = build_trained_method(config, 5)
+        rebuilt.load_state_dict(trained.state_dict())
+        (network,) = rebuilt.predictors()
+        assert network.micro_batch_size is None and network.compile_mode is None
+        (deployed,) = Deployed(trained.predictors()).networks
+        assert deployed.micro_batch_size is None

@@ -67,7 +67,15 @@ class FakeTimm(SimpleNamespace):
     def create_model(self, name, *, pretrained, num_classes):
         assert not pretrained, "a run must not need the internet"
         assert num_classes == 0
-        return SmallResNet(4, 1)
+        model = SmallResNet(4, 1)
+        model.num_features = 7  # inside; what comes out has the width that the head sees
+        model.head_hidden_size = 32
+        model.extra = nn.Sequential(nn.Dropout(0.2), DropPath())
+        return model
+
+
+class DropPath(nn.Identity):
+    drop_prob = 0.1
 
 
 def test_timm_models_are_encoders(monkeypatch):
@@ -75,6 +83,9 @@ def test_timm_models_are_encoders(monkeypatch):
     network = small(backbone="timm:resnet_x", norm="group")
     assert network(images(2)).logits.shape == (2, 3)
     assert not layers(network, nn.BatchNorm2d)
+    # Each process would draw their masks for its own samples.
+    assert [layer.p for layer in layers(network, nn.Dropout)] == [0]
+    assert [layer.drop_prob for layer in layers(network, DropPath)] == [0]
     with pytest.raises(ModelError, match=r"no model 'resnet'; similar: resnet_u, .*resnet_y$"):
         small(backbone="timm:resnet")
 

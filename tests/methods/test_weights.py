@@ -57,6 +57,17 @@ def test_a_classifier_head_is_left_out(tmp_path, head):
     assert (module[0].weight == 2).all()
 
 
+@pytest.mark.parametrize("named", ["last_linear", ("head.linear", "last_linear.linear")])
+def test_what_timm_calls_a_models_head_is_one(tmp_path, named):
+    state = encoder(2.0).state_dict() | {"last_linear.weight": torch.ones(4, 2)}
+    path = write(tmp_path / "w.pth", state)
+    assert "1 unexpected: last_linear.weight" in refusal(encoder(0.0), path)
+    module = encoder(0.0)
+    module.pretrained_cfg = {"classifier": named}
+    load_weights(module, path)
+    assert (module[0].weight == 2).all()
+
+
 def test_the_part_of_a_head_that_the_encoder_keeps_is_loaded(tmp_path):
     """As in timm's ConvNeXt, whose features are normalised inside its head."""
 
