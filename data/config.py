@@ -64,8 +64,8 @@ class DataConfig(BaseModel):
         None,
         min_length=2,
         description="For csv and folder: the classes in order, such as the grades of a disease, "
-        "which quadratic kappa counts the steps between. Labels are these names or, where none is a "
-        "number, their numbers from 0. Unset: what is found, names in alphabetical order.",
+        "which quadratic kappa counts the steps between. Labels are these names or, where none is "
+        "a number, their numbers from 0. Unset: what is found, names in alphabetical order.",
     )
     corrections: Path | tuple[Path, ...] | None = Field(
         None,

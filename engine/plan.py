@@ -23,8 +23,8 @@ __all__ = [
 
 IntArray = NDArray[np.int64]
 
-# Keeps the stream of shuffles apart from other uses of the same seed.
-_SHUFFLE_STREAM = 0x5EED
+# Keep the streams of shuffles and of classes' orders apart from other uses of the same seed.
+_SHUFFLE_STREAM, _CLASS_STREAM = 0x5EED, 0xC1A5
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:
@@ -83,7 +83,8 @@ def global_batches(
     Returns:
         (steps, batch_size) int64 sample ids; each id at most once. With labels, the classes'
         numbers of places in the epoch differ by at most 1, and so do the numbers of times that two
-        samples of one class come up; a batch of its own may be less even.
+        samples of one class come up, in an epoch and in any number of successive ones; a batch of
+        its own may be less even.
 
     Raises:
         ConfigError: There are fewer samples than one global batch.
@@ -94,27 +95,29 @@ def global_batches(
         order = generator.permutation(len(sample_ids))
         chosen = sample_ids[order[: steps * batch_size]]
     else:
-        chosen = _equal_shares(generator, sample_ids, labels, steps * batch_size)
+        chosen = _equal_shares(seed, epoch, sample_ids, labels, steps * batch_size)
+        chosen = generator.permutation(chosen)
     return chosen.reshape(steps, batch_size)
 
 
 def _equal_shares(
-    generator: np.random.Generator, sample_ids: IntArray, labels: IntArray, num_places: int
+    seed: int, epoch: int, sample_ids: IntArray, labels: IntArray, num_places: int
 ) -> IntArray:
-    """(num_places,) int64 sample ids in random order, as many of each class that occurs.
+    """(num_places,) int64 sample ids, as many of each class that occurs.
 
-    A class fills its places by successive shuffled passes over its samples, so none is repeated
-    before all have come up. Which classes get the places left over is drawn as well.
+    A class has its samples in an order of the whole run and each epoch goes on in it where the one
+    before has ended, so that none waits longer than any other. Classes take turns with the places
+    left over.
     """
     classes = np.unique(labels)
-    shares = np.full(len(classes), num_places // len(classes))
-    shares[generator.permutation(len(classes))[: num_places % len(classes)]] += 1
     parts = []
-    for label, share in zip(classes, shares, strict=True):
-        members = sample_ids[labels == label]
-        passes = np.tile(members, (-(-share // len(members)), 1))
-        parts.append(generator.permuted(passes, axis=1).ravel()[:share])
-    return generator.permutation(np.concatenate(parts))
+    for turn, label in enumerate(classes):
+        # The sum of such shares over all turns is exactly what there is to share.
+        begin, end = ((k * num_places + turn) // len(classes) for k in (epoch, epoch + 1))
+        stream = np.random.SeedSequence([seed, int(label), _CLASS_STREAM])
+        order = np.random.default_rng(stream).permutation(sample_ids[labels == label])
+        parts.append(order[np.arange(begin, end) % len(order)])
+    return np.concatenate(parts)
 
 
 def repeat_numbers(batches: IntArray) -> IntArray:

@@ -18,10 +18,10 @@ each view once a step, all views in one pass; the key encoder moves once a step 
 evaluation mode; dot products are clamped, not coordinates; promotion ranks the whole training set.
 Contrast and bottleneck are means over the batch and both pairings of a strong view's query with the
 other view's key. Their program sums the bottleneck over both: of B samples its lambda_c weighs as
-2 B times as much does here. With ``promotion: soft`` the new target is the prediction of the epoch
-before, theirs the step's own; ``promotion: drop`` is what theirs does in effect, since its soft
-targets become integers. Mixup has the same neighbour and coefficient for both strong views, theirs
-draws both anew; it is off by default there.
+2 B times as much does here. With ``promotion: soft`` the new target is the prediction of when the
+sample was last drawn, mostly in the epoch before, theirs the step's own; ``promotion: drop`` is
+what theirs does in effect, since its soft targets become integers. Mixup has the same neighbour and
+coefficient for both strong views, theirs draws both anew; it is off by default there.
 
 Passes of images through the backbone a step: the authors' program takes 6 with 3 backwards and two
 key updates; this one 3 with gradient and 2 without, and one key update.

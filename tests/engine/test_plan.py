@@ -77,6 +77,14 @@ def test_samples_of_a_class_come_up_equally_often(epoch):
     assert seen[LABELS == 5].tolist() == [8] * 4
 
 
+def test_no_sample_of_a_class_waits_longer_than_it_must():
+    """What a method learned of it, such as the prediction that SSCL ranks it by, is of then."""
+    counts = np.array([times_seen(balanced(epoch=e)) for e in range(12)])
+    # 32 of 80 an epoch: all within any three of them.
+    waits = np.lib.stride_tricks.sliding_window_view(counts[:, LABELS == 1], 3, axis=0).sum(axis=-1)
+    assert waits.min() == 1 and waits.max() == 2
+
+
 def test_balanced_batches_depend_on_seed_and_epoch_alone():
     batches = balanced(3, 5)
     assert np.array_equal(batches, balanced(3, 5))
