@@ -1,6 +1,6 @@
 """Predictions of many samples, for surveys and evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -78,24 +78,30 @@ class Predictor:
 
     def mean(self, ids: IntArray) -> NDArray[np.float32]:
         """Mean class probabilities (len(ids), C) float32 of the method, on every rank."""
-        column = Column((self.task.num_classes,), torch.float32, float("nan"), "mean prediction")
-        table = Ledger(len(self.task.labels), {"probability": column})
-        for sample_ids, probabilities in self.batches(ids, "evaluation"):
-            table.write(sample_ids, probability=probabilities.mean(0))
-        table.synchronise(expected_ids=torch.from_numpy(ids))
-        return table["probability"][ids].numpy()
+        batches = self.batches(ids, "evaluation")
+        return self._table(ids, 1, ((i, p.mean(0, keepdim=True)) for i, p in batches))[:, 0]
 
     def each(self, ids: IntArray, phase: str) -> NDArray[np.float32]:
         """Class probabilities (M, len(ids), C) float32 of each predictor, on every rank."""
         batches = list(self.batches(ids, phase))
         # A rank without a batch has not seen how many predictors there are.
         num = max(collectives.gather_objects(len(batches[0][1]) if batches else 0))
+        return self._table(ids, num, batches).transpose(1, 0, 2)
+
+    def _table(
+        self, ids: IntArray, num: int, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> NDArray[np.float32]:
+        """What all ranks' (sample_ids (B,), probabilities (num, B, C)) say: (len(ids), num, C).
+
+        It is as large as what is predicted, however many samples the data set has. ``ids`` ascend.
+        """
         column = Column((num, self.task.num_classes), torch.float32, float("nan"), "prediction")
-        table = Ledger(len(self.task.labels), {"probability": column})
+        table, places = Ledger(len(ids), {"probability": column}), torch.from_numpy(ids)
         for sample_ids, probabilities in batches:
-            table.write(sample_ids, probability=probabilities.transpose(0, 1))
-        table.synchronise(expected_ids=torch.from_numpy(ids))
-        return table["probability"][ids].transpose(0, 1).numpy()
+            rows = torch.searchsorted(places, sample_ids)
+            table.write(rows, probability=probabilities.transpose(0, 1))
+        table.synchronise(expected_ids=torch.arange(len(ids)))
+        return table["probability"].numpy()
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the mean prediction on each evaluation set."""

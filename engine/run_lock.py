@@ -100,7 +100,8 @@ def lasting_holder_of(folder: Path) -> str | None:
 
 def _patience(holder: str) -> float:
     """Seconds to wait for a process to let go of its lock."""
-    return _SECONDS_HERE if _this_host() in holder else _SECONDS_ELSEWHERE
+    # With what follows the name: node1 is not node12.
+    return _SECONDS_HERE if f"{_this_host()} since " in holder else _SECONDS_ELSEWHERE
 
 
 def _lock(file: IO[str], path: Path) -> bool:

@@ -23,6 +23,7 @@ from data.turns import Turn, known_turns
 from data.unlabelled import UnlabelledImages, list_images, load_batches
 from data.views import Views
 from engine import collectives
+from engine.checkpoint import CheckpointError, state_digest
 from engine.config import ConfigError
 from engine.inference import Predictions, predict
 from engine.plan import whole_batches
@@ -106,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     images = list_images(options.images, options.column)
     try:
         accelerator = start_processes(_runtime(model, options.device))
+        _require_equal_weights(model)
         _require_equal_lists(images)
         collectives.on_main(lambda: _require_free(options.out, options.images, images.paths))
         found = _predict(model, images, turns, accelerator, options)
@@ -146,6 +148,16 @@ def _runtime(model: TrainedModel, device: str) -> RuntimeConfig:
     precision = "fp32" if on_cpu and trained.precision == "fp16" else trained.precision
     changed = {"device": device, "precision": precision, "zero_stage": 0}
     return trained.model_copy(update=changed)
+
+
+def _require_equal_weights(model: TrainedModel) -> None:
+    """Refuse a run that saves while the processes look at it: rows would be of several models."""
+    folder = model.weights.folder
+    if not collectives.all_equal(f"{folder.name} {state_digest(folder)}"):
+        raise CheckpointError(
+            "--checkpoint: the processes found different ones, since the run saves; again, or name "
+            "one of its checkpoints"
+        )
 
 
 def _require_equal_lists(images: UnlabelledImages) -> None:

@@ -108,19 +108,29 @@ def _begin(saver: Saver, config: Config, data: NoisyData) -> None:
         _require_same_settings(snapshot, config)
         saver.trainer.require_same_labels(snapshot)
         _require_same_samples(snapshot, data)
-        if snapshot.epochs_done >= config.run.epochs:
+        _require_epochs_ahead(snapshot, config.run.epochs)
+        if snapshot.epochs_done == config.run.epochs:
             logger.info("%s: run.epochs %d are done already", snapshot.name, config.run.epochs)
         else:
             logger.info(
                 "going on from %s, %d steps into epoch %d of %d",
                 snapshot.name, snapshot.steps_done, snapshot.epochs_done + 1, config.run.epochs,
             )  # fmt: skip
+    planned = _planned_epochs(snapshot, config.run.epochs)
+    if len(planned) > 1 and collectives.rank() == 0:
+        logger.warning(
+            "run.epochs: %d, after steps that were planned for %s: learning rate and schedules are "
+            "not those of a run that was so long from the start, so reports show it as another row",
+            planned[-1], ", then ".join(map(str, planned[:-1])),
+        )  # fmt: skip
     versions = _versions() | {"python": platform.python_version()}
     facts = run_facts(data, collectives.num_ranks(), versions)
+    facts = facts.model_copy(update={"planned_epochs": planned})
     # Nobody writes before everybody has looked at what is there.
     collectives.gather_objects(None)
     collectives.on_main(lambda: _write_settings(config, facts))
-    saver.facts = (snapshot and snapshot.facts) or gather_facts(data, saver.trainer.task)
+    of_model = (snapshot and snapshot.facts) or gather_facts(data, saver.trainer.task)
+    saver.facts = {**of_model, "planned_epochs": list(planned)}
     saver.restore(snapshot)
 
 
@@ -146,6 +156,25 @@ def _require_same_settings(snapshot: Snapshot, config: Config) -> None:
         raise CheckpointError(
             f"{config.run.dir}: the checkpoint was made with other settings; " + "; ".join(changed)
         )
+
+
+def _require_epochs_ahead(snapshot: Snapshot, epochs: int) -> None:
+    """A run has no fewer epochs than it was trained for; its record and weights would differ."""
+    begun = snapshot.epochs_done + (snapshot.steps_done > 0)
+    if begun > epochs:
+        raise CheckpointError(
+            f"run.epochs: {epochs}, but the run is {snapshot.epochs_done} epochs and "
+            f"{snapshot.steps_done} steps old; at least {begun}, or begin another run in another "
+            "folder"
+        )
+
+
+def _planned_epochs(snapshot: Snapshot | None, epochs: int) -> tuple[int, ...]:
+    """What ``run.epochs`` was while the run took its steps, in order, and is from now on."""
+    if snapshot is None:
+        return (epochs,)
+    before = snapshot.facts.get("planned_epochs") or [snapshot.config["run"]["epochs"]]
+    return (*before, epochs) if before[-1] != epochs else tuple(before)
 
 
 def _require_same_samples(snapshot: Snapshot, data: NoisyData) -> None:

@@ -28,7 +28,7 @@ OCCASIONS = {
 }
 _SHOWN_KEYS = 3
 _SHOWN_CHARACTERS = 40
-_CORRECTIONS = "data.corrections"
+_CORRECTIONS, _EPOCHS = "data.corrections", "run.epochs"
 
 Settings = Mapping[str, str]
 _Key = tuple[tuple[str, str], ...]
@@ -98,8 +98,9 @@ class _Entry:
     @property
     def name(self) -> str:
         """Of its row."""
-        is_corrected = _CORRECTIONS in dict(self.method)
-        return self.run.method + (", corrected labels" if is_corrected else "")
+        settings = dict(self.method)
+        epochs = f", {settings[_EPOCHS]} epochs" if _EPOCHS in settings else ""
+        return self.run.method + (", corrected labels" if _CORRECTIONS in settings else "") + epochs
 
 
 def compare(runs: Sequence[RunFolder], ignored: Collection[str] = ()) -> Comparison:
@@ -136,6 +137,8 @@ def _why_not(run: RunFolder) -> str:
         return "; ".join(run.problems)
     if not run.is_finished:
         return f"not finished, {len(run.history)} of {run.num_epochs or '?'} epochs"
+    if run.num_epochs is not None and len(run.history) > run.num_epochs:
+        return f"its record has {len(run.history)} epochs, its configuration {run.num_epochs}"
     if f"eval/{next(iter(METRIC_TITLES))}" not in run.history[-1]:
         return "its record has no test metrics"
     return ""
@@ -155,6 +158,9 @@ def _place(run: RunFolder, ignored: Collection[str]) -> _Entry:
     else:
         bed["samples"] = str(sum(facts.num_samples.values()) or "not recorded")
     bed["test images"] = str(sum(facts.num_test_images) or "not recorded")
+    if len(facts.planned_epochs) > 1:
+        # Its learning rate fell for another number of epochs first.
+        settings[_EPOCHS] = ", then ".join(map(str, facts.planned_epochs))
     noise = flat_settings({"noise": run.setting("noise") or {}}, ["noise.seed", *ignored])
     noise_seed, seed = run.setting("noise.seed"), str(run.setting("run.seed"))
     return _Entry(

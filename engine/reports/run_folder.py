@@ -27,6 +27,8 @@ class RunFacts(BaseModel):
         num_samples: Split -> number of its samples.
         num_test_images: Test images of each class.
         versions: Package name -> version, of the last attempt.
+        planned_epochs: ``run.epochs`` of the attempts in order, as often as it changed; empty of an
+            earlier version's run.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -36,6 +38,7 @@ class RunFacts(BaseModel):
     num_samples: dict[str, int] = Field(default_factory=dict)
     num_test_images: tuple[int, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
+    planned_epochs: tuple[int, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write them to a run's folder."""

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -69,6 +70,19 @@ def test_a_run_elsewhere_is_waited_for(tmp_path, caplog):
         waiting = pool.submit(lasting_holder_of, tmp_path)
         held.release()
         assert waiting.result() is None
+
+
+def test_a_machine_whose_name_begins_like_this_ones_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock.socket, "gethostname", lambda: "node1")
+    held = RunLock(tmp_path)
+    held.take()
+    for holder, patience in (("node1", 0.2), ("node12", 0.4)):
+        (tmp_path / ".lock").write_text(f"process 7 on {holder} since then")
+        began = time.monotonic()
+        lasting_holder_of(tmp_path)
+        assert time.monotonic() - began >= patience
+        assert run_lock._patience(holder_of(tmp_path)) == patience
+    held.release()
 
 
 def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, caplog):

@@ -315,6 +315,15 @@ def test_real_images_give_the_runs_own_metrics(predict, fresh_processes, tmp_pat
         assert found[name] == pytest.approx(last[f"eval/{name}"], abs=1e-6)
 
 
+def test_processes_that_found_different_checkpoints_write_nothing(trained, predict, monkeypatch):
+    run = trained("qmix")
+    seen = []
+    monkeypatch.setattr("launcher.predict.collectives.all_equal", seen.append)
+    rows, printed = predict(run.run, run.data / "images", code=2)
+    assert rows is None and printed.startswith("error: --checkpoint: the processes found different")
+    assert len(seen) == 1 and seen[0].startswith("epoch-0002 ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_several_processes_write_what_one_writes(trained, predict, tmp_path, num_processes):

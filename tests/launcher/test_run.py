@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 
@@ -200,9 +201,31 @@ def test_a_run_that_has_all_its_epochs_says_so(launch, finished, copied, caplog,
     _, method = finished
     caplog.set_level("INFO")
     record = read_record(tmp_path / "run")
-    assert launch("--resume", "auto", method=method, run={"epochs": len(record) - 1}) == 0
-    assert f"run.epochs {len(record) - 1} are done already" in caplog.text
+    assert launch("--resume", "auto", method=method) == 0
+    assert f"run.epochs {len(record)} are done already" in caplog.text
     assert read_record(tmp_path / "run") == record
+
+
+def test_a_run_is_not_made_younger(launch, finished, copied, capsys):
+    before = contents(copied)
+    assert launch("--resume", "auto", method=finished[1], run={"epochs": 2}) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: run.epochs: 2, but the run is 3 epochs and 0 steps old; at least 3, or begin "
+        "another run in another folder\n"
+    )
+    assert contents(copied) == before
+
+
+def test_a_run_that_goes_on_for_longer_says_what_it_was_planned_for(
+    launch, finished, copied, caplog
+):
+    """Its learning rate fell to nothing once already: it is no run of four epochs."""
+    for _ in range(2):  # what it was planned for outlives a restart
+        assert launch("--resume", "auto", method=finished[1], run={"epochs": 4}) == 0
+        assert "run.epochs: 4, after steps that were planned for 3" in caplog.text
+        assert len(read_record(copied)) == 4
+        assert json.loads((copied / "run.json").read_text())["planned_epochs"] == [3, 4]
 
 
 def test_a_damaged_checkpoint_is_passed_over(launch, finished, copied, caplog):

@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 from made_runs import METRICS, write_run
@@ -226,6 +227,16 @@ def test_seeds_of_the_noise_are_seeds(write):
     assert list(cell.runs) == ["0/1", "0/2"]
 
 
+def test_a_run_that_was_planned_for_another_length_is_another_row(write):
+    """Its learning rate has fallen twice."""
+    longer = replace(write("longer", 0.6, seed=1), facts=RunFacts(planned_epochs=(2, 3)))
+    straight = write("straight", seed=0)
+    straight = replace(straight, facts=RunFacts(planned_epochs=(3,)))
+    for runs in ([straight, longer], [longer]):
+        (bed,) = compare(runs, ["run"]).beds
+        assert "qmix, 2, then 3 epochs" in bed.methods and len(bed.methods) == len(runs)
+
+
 def test_what_cannot_be_compared_is_left_out_with_a_line_each(write, tmp_path):
     good, twin = write("good"), write("twin")
     short, broken, bare = write("short"), write("broken"), write("bare")
@@ -234,7 +245,9 @@ def test_what_cannot_be_compared_is_left_out_with_a_line_each(write, tmp_path):
     (broken.path / "config.yaml").write_text("run: [")
     (bare.path / "metrics.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n')
     (tmp_path / "empty").mkdir()
-    folders = [good.path, twin.path, short.path, broken.path, bare.path, tmp_path / "empty"]
+    long = write("long", run={"epochs": 2})
+    found = (good, twin, short, broken, bare, long)
+    folders = [*(run.path for run in found), tmp_path / "empty"]
     comparison = compare([read_run(folder) for folder in folders])
     (bed,) = comparison.beds
     assert [run.path for cell in bed.cells.values() for run in cell.runs.values()] == [good.path]
@@ -243,6 +256,7 @@ def test_what_cannot_be_compared_is_left_out_with_a_line_each(write, tmp_path):
     assert all(line.endswith("; left out") and "\n" not in line for line in left_out)
     text = "\n".join(left_out)
     assert "short: not finished, 2 of 3 epochs" in text
+    assert "long: its record has 3 epochs, its configuration 2" in text
     assert "broken: config.yaml: damaged, line 1" in text
     assert "bare: its record has no test metrics" in text
     assert f"twin: same settings and seed as {good.path}" in text
