@@ -17,6 +17,7 @@ Guards beyond the paper, each a setting whose default was chosen by measurement:
 and ``lambda_prior`` with the class frequencies of the given labels as prior.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Literal
 
@@ -38,6 +39,7 @@ from methods.mixmatch import refine_targets
 from methods.networks import Network, Projector
 from methods.pair import NUM_NETWORKS, Pair, prior_term
 from methods.separation import (
+    ALL_CORRECT,
     CORRECT,
     MIS_H,
     MIS_L,
@@ -47,6 +49,8 @@ from methods.separation import (
 )
 
 __all__ = ["QMix", "QMixConfig", "omega", "relative_to_class"]
+
+logger = logging.getLogger(__name__)
 
 
 class QMixConfig(BaseModel):
@@ -177,6 +181,14 @@ class QMix(Pair):
         posteriors = separation.posteriors.transpose(0, 1).float()
         ledger.write(ids, posterior=posteriors, group=separation.groups.T)
         ledger.synchronise(expected_ids=self.problem.train_ids)
+        if collectives.rank() == 0:
+            for network, source in zip("AB", separation.source == ALL_CORRECT, strict=True):
+                if source.any():
+                    logger.warning(
+                        "epoch %d, network %s: in classes %s the mixture's groups make no sense "
+                        "(loss and uncertainty tell nothing apart); all samples count as Correct",
+                        epoch + 1, network, source.nonzero().flatten().tolist(),
+                    )  # fmt: skip
 
     def _divide(self, ledger: Ledger) -> tuple[Tensor, Separation]:
         """This rank's share of the training samples, and their division by the ledger."""

@@ -293,6 +293,21 @@ def test_separation_is_written_for_training_samples_alone(relative):
     assert ledger["posterior"][:2].eq(0).all() and ledger["group"][:2].eq(CORRECT).all()
 
 
+def test_a_network_that_tells_nothing_apart_is_named(caplog):
+    method, ledger = make_qmix()
+    probabilities = predictions()
+    survey(method, ledger, probabilities, TRAIN_IDS)
+    method.separate(ledger, TRAIN)
+    assert not caplog.text
+    probabilities[1] = 1 / NUM_CLASSES
+    method, ledger = make_qmix()
+    survey(method, ledger, probabilities, TRAIN_IDS)
+    method.separate(ledger, TRAIN)
+    classes = list(range(NUM_CLASSES))
+    assert f"epoch {TRAIN + 1}, network B: in classes {classes} the mixture's" in caplog.text
+    assert "network A" not in caplog.text and (ledger["group"][TRAIN_IDS, 1] == CORRECT).all()
+
+
 def test_the_mixture_that_is_drawn_goes_with_its_groups():
     """The last separation; of statistics that are newer than it, the one to come."""
     method, ledger = make_qmix()
