@@ -7,8 +7,8 @@ samples and labels, predict the fifth that they have not seen. Both have the bed
 optimiser and epochs. The true labels are those before the noise was injected; on real images they
 hold mistakes of their own, which count against whoever finds them.
 
-Needs the extra ``benchmark``. What has been predicted lies in ``--out`` and is not computed again.
-The last line is JSON.
+Needs the extra ``benchmark``. What has been predicted lies in ``--out``, with its settings, and is
+not computed again; other settings need another ``--out``. The last line is JSON.
 """
 
 import argparse
@@ -29,11 +29,14 @@ from robustness_grid import REAL_IMAGES, Cell
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
+from data.errors import DataError
 from engine.audit.findings import Evidence, examine, gather_evidence
+from engine.config import ConfigError, differences, dump_config
 from engine.runtime import start_processes
+from engine.strict_yaml import parse_yaml
 from engine.trainer import Trainer
 from launcher.assemble import build_method, build_task, load_noisy_data
-from launcher.settings import Config
+from launcher.settings import MAY_CHANGE_ON_RESUME, Config
 
 __all__ = ["main"]
 
@@ -69,14 +72,44 @@ def configure(bed: str, method: str, extra: Sequence[str]) -> Config:
     return Cell(bed, BEDS[bed].noise, method, SEED).compose(Path("runs"), settings)
 
 
-def remembered(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Arrays of a file, computed and written where there is none; with the seconds it took."""
+def require_same_settings(path: Path, config: Config) -> None:
+    """Refuse a file of results that were made with other settings.
+
+    Raises:
+        ConfigError: It was; or it holds no settings, being of an earlier version.
+    """
+    if not path.exists():
+        return
+    with np.load(path) as arrays:
+        made_with = str(arrays["settings"]) if "settings" in arrays else None
+    if made_with is None:
+        raise ConfigError(f"{path}: holds no settings, being of an earlier version; remove it")
+    # Results of another number of epochs are other results.
+    may_change = [key for key in MAY_CHANGE_ON_RESUME if key != "run.epochs"]
+    changed = differences(parse_yaml(made_with).tree, config, may_change)
+    if changed:
+        raise ConfigError(
+            f"{path}: made with other settings: {'; '.join(changed)}; remove it, or give another "
+            "--out"
+        )
+
+
+def remembered(
+    path: Path, config: Config, compute: Callable[[Config], dict[str, Any]]
+) -> dict[str, Any]:
+    """Arrays of a file, computed and written where there is none; with the seconds it took.
+
+    Raises:
+        ConfigError: The file was made with other settings.
+    """
+    require_same_settings(path, config)
     if not path.exists():
         began = time.perf_counter()
-        arrays = compute()
+        arrays = compute(config)
+        arrays |= {"seconds": time.perf_counter() - began, "settings": dump_config(config)}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.npz")
-        np.savez(temporary, seconds=time.perf_counter() - began, **arrays)
+        np.savez(temporary, **arrays)
         temporary.replace(path)
     with np.load(path) as arrays:
         return dict(arrays)
@@ -102,7 +135,7 @@ def is_wrong(manifest: Any, labels: NDArray[np.int64], ids: NDArray[np.int64]) -
 
 
 def cross_validate(config: Config) -> dict[str, Any]:
-    """Cross-entropy's out-of-sample probabilities of all training samples."""
+    """Cross-entropy's out-of-sample probabilities of all training samples, and their labels."""
     data = load_noisy_data(config)
     accelerator = start_processes(config.runtime)
     task = build_task(config, data, pin_memory=False)
@@ -117,19 +150,47 @@ def cross_validate(config: Config) -> dict[str, Any]:
         trainer.fit(lambda epoch, metrics: None)
         probabilities[unseen] = trainer.predict(ids[unseen])
         accelerator.free_memory()
-    return {"probabilities": probabilities}
+    wrong = is_wrong(data.source.manifest, data.labels, ids)
+    return {"probabilities": probabilities, "sample_ids": ids, "given": labels, "is_wrong": wrong}
+
+
+# Method -> what is made with it, in a file of its own.
+WAYS = {"qmix": train_qmix, "cross_entropy": cross_validate}
+
+
+def file_of(bed: str, method: str, out: Path) -> Path:
+    """Where the results of a method on a bed lie."""
+    return out / f"{bed}-{method}.npz"
+
+
+def results_of(bed: str, out: Path, extra: Sequence[str]) -> list[dict[str, Any]]:
+    """Arrays of both ways on a bed.
+
+    Raises:
+        ConfigError: A file was made with other settings.
+        DataError: The files are not of the same samples and labels.
+    """
+    ours, theirs = (
+        remembered(file_of(bed, method, out), configure(bed, method, extra), compute)
+        for method, compute in WAYS.items()
+    )
+    other = [
+        key
+        for key in ("sample_ids", "given", "is_wrong")
+        if not np.array_equal(ours[key], theirs[key])
+    ]
+    if other:
+        paths = " and ".join(str(file_of(bed, method, out)) for method in WAYS)
+        raise DataError(f"{paths}: differ in {', '.join(other)}; remove them")
+    return [ours, theirs]
 
 
 def compare(bed: str, out: Path, extra: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Figures of both ways on a bed."""
+    """Figures of both ways on a bed; raises what ``results_of`` does."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    ours = remembered(out / f"{bed}-qmix.npz", lambda: train_qmix(configure(bed, "qmix", extra)))
-    theirs = remembered(
-        out / f"{bed}-cross_entropy.npz",
-        lambda: cross_validate(configure(bed, "cross_entropy", extra)),
-    )
+    ours, theirs = results_of(bed, out, extra)
     names = [field.name for field in dataclasses.fields(Evidence)]
     findings = examine(Evidence(**{name: ours[name] for name in names}))
     wrong, given, probabilities = ours["is_wrong"], ours["given"], theirs["probabilities"]
@@ -161,6 +222,17 @@ def figures(
     }
 
 
+def beds_with_files(asked: Sequence[str]) -> list[str]:
+    """The beds whose images can be found; each of the others is named in a line."""
+    beds = []
+    for bed in asked:
+        if GRID_BEDS[bed].has_files and not os.environ.get(REAL_IMAGES):
+            print(f"left out: {bed}; {REAL_IMAGES} names no folder", file=sys.stderr)
+        else:
+            beds.append(bed)
+    return beds
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -174,15 +246,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results = {}
-    for bed in options.only:
-        if GRID_BEDS[bed].has_files and not os.environ.get(REAL_IMAGES):
-            print(f"left out: {bed}; {REAL_IMAGES} names no folder", file=sys.stderr)
-            continue
-        results[bed] = compare(bed, options.out, options.settings)
-        for way, found in results[bed].items():
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-            print(f"{bed}, {BEDS[bed].noise}, {way}: {shown}", flush=True)
+    results, beds = {}, beds_with_files(options.only)
+    try:
+        for bed in beds:
+            # Before hours of training on another bed.
+            for method in WAYS:
+                config = configure(bed, method, options.settings)
+                require_same_settings(file_of(bed, method, options.out), config)
+        for bed in beds:
+            results[bed] = compare(bed, options.out, options.settings)
+            for way, found in results[bed].items():
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+                print(f"{bed}, {BEDS[bed].noise}, {way}: {shown}", flush=True)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     # The aim on each bed: above cleanlab.
     goals = {
         f"{bed}/{name}": {"found": ways["audit"][name], "above": ways["cleanlab"][name],

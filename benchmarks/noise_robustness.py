@@ -23,6 +23,7 @@ from robustness_grid import BEDS, DECIDED_BY_CELL, REAL_IMAGES, ROOT, Cell, sele
 from robustness_table import report
 from tqdm import tqdm
 
+from data.errors import DataError
 from engine.config import ConfigError, differences, dump_config
 from engine.record import write_text
 from engine.reports.run_folder import read_run
@@ -36,7 +37,7 @@ def run(cell: Cell, out: Path, settings: Sequence[str]) -> str:
     folder, log = out / str(cell), out / f"{cell}.log"
     try:
         wanted = cell.compose(out, settings)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         return str(error)
     found = read_run(folder)
     # A run may be given more epochs; a cell of another length is another cell.

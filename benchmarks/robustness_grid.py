@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.sources import settle
 from engine.config import load_config
 from engine.strict_yaml import parse_yaml
 from launcher.settings import Config
@@ -89,7 +90,7 @@ class Cell(NamedTuple):
         return f"{self.bed}-{self.noise}-{self.method}-seed{self.seed}"
 
     def compose(self, out: Path, settings: Sequence[str] = ()) -> Config:
-        """Its whole configuration.
+        """Its whole configuration, as its run keeps it.
 
         Args:
             out: Folder of all runs.
@@ -97,6 +98,7 @@ class Cell(NamedTuple):
 
         Raises:
             ConfigError: The bed's file, the method's settings or ``settings`` are faulty.
+            DataError: ``data.prepared`` is no prepared data set, or not that which is asked for.
             KeyError: The bed has files and ``MEDNOISE_REALDATA`` is not set.
         """
         sections = {
@@ -114,7 +116,8 @@ class Cell(NamedTuple):
             f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in sections.items()
         ]
         path = CONFIGS / f"cross_entropy_{self.bed}.yaml"
-        return load_config(Config, path, [*overrides, *settings])
+        config = load_config(Config, path, [*overrides, *settings])
+        return config.model_copy(update={"data": settle(config.data)})
 
     def noise_section(self) -> dict[str, Any]:
         """Its section ``noise``."""

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data.manifest import SPLIT_NAMES, Manifest
+from data.manifest import LEFT_OUT, SPLIT_NAMES, Manifest
 from data.noise import MIS_H, MIS_L
 from data.quality import QualityReference, image_statistics
 from engine import collectives
@@ -32,7 +32,9 @@ class ModelFacts(BaseModel):
         wrong_labels: Number of training labels known to be wrong; None where the truth is unknown.
         spoiled_images: Number of training images that were degraded on purpose; None likewise.
         quality: Sharpness and brightness of training images that were not degraded on purpose.
+        left_out: Number of images that corrections left out; None of an earlier version's run.
         samples_sha256: What :func:`sample_digests` gave; None of an earlier version's run.
+        planned_epochs: What ``run.epochs`` was while the run took its steps, in order; likewise.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -42,7 +44,9 @@ class ModelFacts(BaseModel):
     wrong_labels: int | None
     spoiled_images: int | None
     quality: QualityReference
+    left_out: int | None = None
     samples_sha256: dict[str, str] | None = None
+    planned_epochs: tuple[int, ...] | None = None
 
 
 def sample_digests(manifest: Manifest) -> dict[str, str]:
@@ -82,6 +86,7 @@ def gather_facts(data: NoisyData, task: Task) -> dict[str, Any]:
         wrong_labels=None if groups is None else int((groups == MIS_H).sum()),
         spoiled_images=None if groups is None else int((groups == MIS_L).sum()),
         quality=QualityReference.of(_measure(task, usable[places.round().astype(np.int64)])),
+        left_out=len(manifest.where(LEFT_OUT)),
         samples_sha256=sample_digests(manifest),
     )
     return facts.model_dump(mode="json")

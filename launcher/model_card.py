@@ -109,27 +109,49 @@ def _limits(trained: TrainedModel) -> list[str]:
 
 
 def _data(trained: TrainedModel) -> list[str]:
-    noise, facts = trained.config.noise, trained.facts
+    facts = trained.facts
+    corrections = [path.name for path in trained.config.data.correction_files]
     lines = [f"Source: {trained.config.data.source}."]
-    if not _injects_noise(trained):
-        lines.append("No noise was injected; labels were taken as given.")
+    if _injects_noise(trained):
+        lines.append(_noise(trained))
+    elif corrections:
+        lines.append("No noise was injected.")
     else:
+        lines.append("No noise was injected; labels were taken as given.")
+    if corrections:
+        noisy = ", noise included," if _injects_noise(trained) else ""
         lines.append(
-            f"Noise injected into training and validation labels: kind {noise.kind}, share of "
-            f"changed labels {noise.mis_h:g}, share of degraded images {noise.mis_l:g}. The test "
-            "set is untouched."
+            f"Labels{noisy} were corrected and unusable images left out as reviewers decided "
+            f"({', '.join(corrections)}); the test set was not reviewed."
         )
+    if facts is not None and facts.left_out:
+        lines.append(f"Images left out as unusable: {facts.left_out}.")
     if facts is None:
         lines.append("The checkpoint is of an earlier version and holds no numbers of images.")
     elif facts.wrong_labels is None:
         lines.append("How many of the labels are wrong is unknown.")
     else:
         num = sum(facts.num_images["train"])
+        stands = "; where the source names no true label, the one before the noise stands for it"
         lines.append(
             f"Known of the {num} training images: {facts.wrong_labels} have a wrong label, "
-            f"{facts.spoiled_images} were degraded."
+            f"{facts.spoiled_images} were degraded{stands if _injects_noise(trained) else ''}."
         )
     return lines
+
+
+def _noise(trained: TrainedModel) -> str:
+    noise = trained.config.noise
+    share = f"share of changed labels {noise.mis_h:g}"
+    if isinstance(noise.matrix, Path):
+        share = f"labels drawn from the rows of {noise.matrix.name}"
+    elif noise.matrix is not None:
+        kept = sum(row[c] for c, row in enumerate(noise.matrix)) / len(noise.matrix)
+        share = f"share of changed labels {1 - kept:.3g} averaged over the classes"
+    return (
+        f"Noise injected into training and validation labels: kind {noise.kind}, {share}, share of "
+        f"degraded images {noise.mis_l:g}. The test set is untouched."
+    )
 
 
 def _injects_noise(trained: TrainedModel) -> bool:
@@ -166,10 +188,17 @@ def _metrics(trained: TrainedModel) -> str:
         [title, *(_number(last.get(f"{prefix}/{name}")) for prefix in sets.values())]
         for name, title in RESULT_NAMES.items()
     ]
-    noisy = _injects_noise(trained) and "validation" in sets
+    changes = {
+        "the injected noise": _injects_noise(trained),
+        "the corrections": bool(trained.config.data.correction_files),
+    }
+    changed = " and ".join(name for name, is_made in changes.items() if is_made)
+    if changed and "validation" in sets:
+        changed = f" (those of the validation set with {changed})"
+    else:
+        changed = ""
     parts = [
-        f"At the end of epoch {last['epoch'] + 1}, on the labels as given"
-        f"{' (those of the validation set with the injected noise)' if noisy else ''}.",
+        f"At the end of epoch {last['epoch'] + 1}, on the labels as given{changed}.",
         _table(["metric", *sets], rows),
     ]
     for title, prefix in sets.items():
@@ -218,7 +247,7 @@ def _interface(trained: TrainedModel, onnx_difference: float | None) -> list[str
 
 
 def _loading(trained: TrainedModel) -> str:
-    model = trained.config.model.model_copy(update={"weights": None})
+    model = trained.config.model.for_prediction()
     settings = ", ".join(f"{name}={value!r}" for name, value in model if value is not None)
     count, classes = len(trained.method.predictors()), len(trained.class_names)
     return f"""```python

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.errors import DataError
 from data.noise import NoiseConfig
+from data.sources import settle
 from engine.config import ConfigError, differences, load_config
 from engine.interrupts import EXIT_INTERRUPTED
 from engine.record import Record, write_text
@@ -39,6 +42,8 @@ DECIDED_BY_CELL = ("run", "run.dir", "run.seed", "noise", "method", "method.name
 
 FINISHED, RUNNING, WAITING, STOPPED, FAILED = "finished", "running", "waiting", "stopped", "failed"
 CUT_OFF, NOT_BEGUN, OTHER_SETTINGS = "cut off", "not begun", "other settings"
+# The user's jobs, each job of an array for itself.
+SQUEUE = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K %T"]
 METRICS = {"accuracy": "acc", "balanced_accuracy": "bal. acc", "kappa": "kappa", "auroc": "AUROC"}
 
 
@@ -123,12 +128,14 @@ class Cell(NamedTuple):
         return [*own, *self.sweep.settings, *settings]
 
     def compose(self, settings: Sequence[str] = ()) -> Config:
-        """Its whole configuration.
+        """Its whole configuration, as its run keeps it.
 
         Raises:
             ConfigError: The base configuration or a setting is faulty.
+            DataError: ``data.prepared`` is no prepared data set, or not that which is asked for.
         """
-        return load_config(Config, self.sweep.base, self.overrides(settings))
+        config = load_config(Config, self.sweep.base, self.overrides(settings))
+        return config.model_copy(update={"data": settle(config.data)})
 
 
 class State(NamedTuple):
@@ -178,8 +185,7 @@ def state_of(
     # The report is the last that a run writes: after its last line come checkpoint and audit.
     is_reported = has_all_epochs and (cell.folder / "report.html").exists()
     name = FINISHED if is_reported else STOPPED if history else NOT_BEGUN
-    if cell.note.exists():
-        note = parse_yaml(cell.note.read_text(encoding="utf-8")).tree
+    if note := _note_of(cell):
         name = note["state"]
         # A stopped job is back in the queue, and one that went with its machine is not.
         if name in (RUNNING, STOPPED) and note["job"] is not None and jobs is not None:
@@ -194,6 +200,14 @@ def state_of(
     if (cell.folder / "config.yaml").exists() and _changed(cell, wanted):
         name = OTHER_SETTINGS
     return State(name, len(history), wanted.run.epochs, history[-1] if history else {})
+
+
+def _note_of(cell: Cell) -> dict[str, Any]:
+    """What a cell's last attempt has noted; empty where there was none."""
+    if not cell.note.exists():
+        return {}
+    note: dict[str, Any] = parse_yaml(cell.note.read_text(encoding="utf-8")).tree
+    return note
 
 
 def _changed(cell: Cell, wanted: Config) -> list[str]:
@@ -240,17 +254,32 @@ def run_cell(cell: Cell, settings: Sequence[str], job: str | None) -> int:
 
 def queued_jobs() -> dict[str, str] | None:
     """Number -> state of the user's jobs that SLURM knows; None where there is no SLURM."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K %T"]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(SQUEUE, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return dict(line.split() for line in output.splitlines())
+    return read_queue(output)
 
 
-def describe(file: Path, cells: Sequence[Cell], settings: Sequence[str]) -> str:
+def read_queue(output: str) -> dict[str, str]:
+    """The same from what ``SQUEUE`` has printed.
+
+    Raises:
+        ConfigError: It has not printed this.
+    """
+    jobs = [line.split() for line in output.splitlines() if line]
+    wrong = [words for words in jobs if len(words) != 2]
+    if wrong:
+        raise ConfigError(
+            f"squeue: found {' '.join(wrong[0])!r}, expected number and state of a job"
+        )
+    return dict(jobs)
+
+
+def describe(
+    file: Path, cells: Sequence[Cell], settings: Sequence[str], jobs: Mapping[str, str] | None
+) -> str:
     """The table of all cells, how many are in which state, and how to run those that need it."""
-    jobs = queued_jobs()
     states = [state_of(cell, settings, jobs) for cell in cells]
     rows = []
     for number, (cell, state) in enumerate(zip(cells, states, strict=True)):
@@ -261,6 +290,12 @@ def describe(file: Path, cells: Sequence[Cell], settings: Sequence[str]) -> str:
     lines = Table(["", "cell", "state", "epochs", *METRICS.values()], rows).text(left=(1, 2))
     counts = Counter(state.name for state in states)
     lines.append(f"{len(cells)} cells: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if jobs is None and any(map(_is_of_queue, cells, states)):
+        lines.append(
+            "the queue of SLURM is not known here (squeue gives no answer): cells of its jobs that "
+            "are shown as running or stopped are as they were noted last, and may have ended or "
+            "wait to go on; ask slurm/status.sh on a host with squeue"
+        )
     to_run = [
         str(number)
         for number, state in enumerate(states)
@@ -271,6 +306,11 @@ def describe(file: Path, cells: Sequence[Cell], settings: Sequence[str]) -> str:
         rest = shlex.join([str(file), *settings])
         lines.append(f"to run the rest: sbatch --array={array} slurm/sweep.sh {rest}")
     return "\n".join(lines)
+
+
+def _is_of_queue(cell: Cell, state: State) -> bool:
+    """Whether what a cell is doing is known only together with SLURM's queue."""
+    return state.name in (RUNNING, STOPPED) and _note_of(cell).get("job") is not None
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -287,6 +327,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "run":
             command.add_argument("index", type=int, help="number of the cell, from 0")
             command.add_argument("--job", help="number of the SLURM job that runs it")
+        if name == "status":
+            command.add_argument(
+                "--queue-from-stdin", action="store_true",
+                help="read SLURM's queue there, as slurm/status.sh writes it; else ask squeue",
+            )  # fmt: skip
         command.add_argument(
             # Without a default argparse names them among what is missing.
             "settings", nargs="*", default=[], metavar="section.key=value",
@@ -312,14 +357,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # All of them, so that what is wrong with one is said before any has begun.
         for cell in cells:
             cell.compose(options.settings)
-        tell(
-            len(cells)
-            if options.command == "count"
-            else describe(options.file, cells, options.settings)
-        )
+        if options.command == "count":
+            tell(len(cells))
+            return 0
+        jobs = read_queue(sys.stdin.read()) if options.queue_from_stdin else queued_jobs()
+        tell(describe(options.file, cells, options.settings, jobs))
         return 0
 
-    return carry_out(work)
+    return carry_out(work, met_alone=(DataError, OSError))
 
 
 if __name__ == "__main__":

@@ -5,4 +5,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=slurm/settings.sh
 source slurm/settings.sh
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON[@]}" launcher/sweep.py status "${1:-configs/sweeps/default.yaml}" "${@:2}"
+status=("${PYTHON[@]}" launcher/sweep.py status)
+# Asked here, for there is no squeue inside a container. The lines are those that sweep.py reads.
+if command -v squeue >/dev/null && queue=$(squeue --me --noheader --array --format='%F_%K %T'); then
+    exec "${status[@]}" --queue-from-stdin "${1:-configs/sweeps/default.yaml}" "${@:2}" <<<"$queue"
+fi
+exec "${status[@]}" "${1:-configs/sweeps/default.yaml}" "${@:2}"

@@ -6,6 +6,9 @@ import audit
 import numpy as np
 import pytest
 
+from data.errors import DataError
+from engine.config import ConfigError
+
 
 def test_figures_by_hand():
     wrong = np.array([True, True, False, False])
@@ -59,6 +62,57 @@ def test_predictions_are_out_of_sample_and_kept(run, tmp_path, monkeypatch):
         bed, name = goal.split("/")
         assert found["found"] == first["results"][bed]["audit"][name]
         assert found["met"] == (found["found"] > found["above"])
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Puts made-up results in the place of training; returns the methods that were "trained"."""
+    trained = []
+
+    def result(name, given):
+        def compute(config):
+            trained.append((name, config.run.epochs))
+            return {"sample_ids": np.arange(3), "given": np.array(given), "is_wrong": np.zeros(3)}
+
+        return compute
+
+    def replace(qmix=(0, 1, 2), cross_entropy=(0, 1, 2)):
+        monkeypatch.setitem(audit.WAYS, "qmix", result("qmix", qmix))
+        monkeypatch.setitem(audit.WAYS, "cross_entropy", result("cross_entropy", cross_entropy))
+        return trained
+
+    return replace
+
+
+def test_results_of_other_settings_are_refused(ways, tmp_path, capsys):
+    trained = ways()
+    audit.results_of("synthetic", tmp_path, ["run.epochs=2"])
+    assert trained == [("qmix", 2), ("cross_entropy", 2)]
+    # Where it is executed may change.
+    audit.results_of("synthetic", tmp_path, ["run.epochs=2", "runtime.device=cpu"])
+    file = tmp_path / "synthetic-cross_entropy.npz"
+    (tmp_path / "synthetic-qmix.npz").unlink()
+    # Said before anything is trained.
+    assert audit.main(["--out", str(tmp_path), "--only", "synthetic"]) == 2
+    assert len(trained) == 2
+    assert capsys.readouterr().err == (
+        f"error: {file}: made with other settings: run.epochs: 2 -> 36; remove it, or give "
+        "another --out\n"
+    )
+
+
+def test_results_without_settings_are_refused(tmp_path):
+    path = tmp_path / "synthetic-qmix.npz"
+    np.savez(path, seconds=1.0)
+    config = audit.configure("synthetic", "qmix", [])
+    with pytest.raises(ConfigError, match="holds no settings, being of an earlier version"):
+        audit.remembered(path, config, pytest.fail)
+
+
+def test_results_of_other_labels_are_not_compared(ways, tmp_path):
+    ways(cross_entropy=(0, 1, 1))
+    with pytest.raises(DataError, match=r"synthetic-cross_entropy\.npz: differ in given; remove"):
+        audit.results_of("synthetic", tmp_path, [])
 
 
 def test_beds_without_files_are_left_out(run, monkeypatch):

@@ -9,9 +9,11 @@ import noise_robustness
 import pytest
 import robustness_grid
 from method_settings import METHOD_SETTINGS, tiny_config
+from prepared_folders import own, prepare, write_own
 from processes import ROOT
 from robustness_grid import Cell
 
+from data.sources import settle
 from engine.config import dump_config, load_config
 from launcher.run import parse_arguments
 from launcher.settings import Config
@@ -128,6 +130,32 @@ def test_failures_are_named_and_the_others_go_on(tiny_grid, capsys, monkeypatch)
     assert "error: " in log.read_text()
     assert "synthetic-mixed-gce-seed1, command line: method.name: " in output
     assert figures(out) == {}
+
+
+def test_a_finished_run_on_prepared_images_is_skipped(tmp_path, monkeypatch):
+    """Its folder holds what they settle, source and crop, which the bed's file does not say."""
+    (tmp_path / "raw").mkdir()
+    write_own(tmp_path / "raw")
+    prepare(own(tmp_path / "raw"), tmp_path / "prepared", crop="disc")
+    tree = tiny_config("cross_entropy")
+    tree["data"] = {"prepared": str(tmp_path / "prepared"), "image_size": 32}
+    path = tmp_path / "cross_entropy_synthetic.yaml"
+    path.write_text(json.dumps(tree))
+    monkeypatch.setattr(robustness_grid, "CONFIGS", tmp_path)
+    out, cell = tmp_path / "out", Cell("synthetic", "mixed", "cross_entropy", 1)
+    out.mkdir()
+    write_record(out / str(cell), 3)
+
+    wanted = cell.compose(out)
+    data = settle(load_config(Config, path).data)
+    assert (data.source, data.crop) == ("csv", "disc")
+    kept = wanted.model_copy(update={"data": data})
+    (out / str(cell) / "config.yaml").write_text(dump_config(kept))
+    assert noise_robustness.run(cell, out, []) == ""
+    assert "made with other settings: data.image_size" in noise_robustness.run(
+        cell, out, ["data.image_size=16"]
+    )
+    assert noise_robustness.run(cell, out, ["data.prepared=nowhere"]).startswith("nowhere")
 
 
 def test_a_failure_of_many_runs_is_named_once(tiny_grid, capsys):

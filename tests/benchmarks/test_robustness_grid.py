@@ -9,6 +9,7 @@ from robustness_grid import BEDS, METHODS, NOISES, ORDER_OF_NOISES, SEEDS, Cell,
 from engine.config import differences, load_config
 from launcher import settings
 from launcher.settings import Config
+from launcher.sweep import Sweep, cells_of
 
 OUT = Path("out")
 
@@ -106,6 +107,22 @@ def test_asymmetric_noise_turns_a_class_into_the_next():
 def test_coteaching_is_told_how_much_the_noise_hits(noise, rate):
     section = Cell("digits", noise, "coteaching", 0).method_section()
     assert section == {"name": "coteaching", "ramp_epochs": 10, "forget_rate": rate}
+
+
+def test_the_default_sweep_has_the_grids_settings_but_for_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = load_config(Sweep, ROOT / "configs" / "sweeps" / "default.yaml")
+    assert set(sweep.methods) == set(METHODS) and tuple(sweep.seeds) == SEEDS
+    for cell in cells_of(sweep):
+        of_grid = Cell("synthetic", cell.noise, cell.method, cell.seed).compose(OUT)
+        is_other = (cell.noise, cell.method) == ("mixed", "coteaching")
+        expected = ["method.forget_rate: 0.55 -> 0.4"] if is_other else []
+        assert differences(of_grid, cell.compose(), ["run.dir", "tracking"]) == expected, cell
+
+
+def test_the_default_sweep_says_what_it_has_otherwise():
+    header = (ROOT / "configs" / "sweeps" / "default.yaml").read_text().partition("\nbase:")[0]
+    assert "benchmark's forget_rate is 0.55" in header and "here 0.4" in header
 
 
 def test_what_is_given_for_a_bed_wins():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from tiny_runs import make_config, noisy_data
 
+from data.manifest import LEFT_OUT
 from data.noise import MIS_H, MIS_L
 from data.quality import QualityReference, image_statistics
 from launcher.assemble import build_task
@@ -52,6 +54,18 @@ def test_many_images_are_represented_by_some(monkeypatch):
     some = facts_of(config)[1].quality
     assert some != every
     assert some.sharpness[50] == pytest.approx(every.sharpness[50], rel=0.2)
+
+
+def test_images_that_corrections_left_out_are_counted():
+    config = make_config("cross_entropy")
+    data = noisy_data(config)
+    task = build_task(config, data, pin_memory=False)
+    assert gather_facts(data, task)["left_out"] == 0
+    split = data.source.manifest.split.copy()
+    split[task.train_ids[:3]] = LEFT_OUT
+    manifest = data.source.manifest.with_split(split)
+    fewer = dataclasses.replace(data, source=dataclasses.replace(data.source, manifest=manifest))
+    assert gather_facts(fewer, task)["left_out"] == 3
 
 
 def test_what_is_unknown_is_not_counted():

@@ -1,5 +1,6 @@
 """Sweeps: the file, its cells, running one of them, and the table."""
 
+import io
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 from method_settings import tiny_config
+from prepared_folders import own, prepare, write_own
 from processes import ROOT
 from run_folders import read_record
 
@@ -172,12 +174,47 @@ def test_a_cell_trains_and_a_finished_one_is_left_alone(write, capsys):
 
     assert main(["run", str(path), "1", "optim.lr=0.25"]) == 2
     assert "made with other settings; optim.lr: 0.002 -> 0.25" in capsys.readouterr().err
-    table = module.describe(path, cells_of(load_config(Sweep, path)), [])
+    table = module.describe(path, cells_of(load_config(Sweep, path)), [], None)
     assert "4 cells: 3 not begun, 1 finished" in table
     assert "sbatch --array=0,2,3 slurm/sweep.sh" in table
     row = table.splitlines()[3].split()
     assert row[:4] == ["1", "sym20-gce-seed3", "finished", "2/2"]
     assert row[4] == f"{read_record(folder)[-1]['eval/accuracy']:.4f}"
+
+
+@pytest.fixture
+def write_prepared(write, tmp_path):
+    """Writes a sweep on prepared images, whose source and crop the base leaves to their folder."""
+    (tmp_path / "raw").mkdir()
+    write_own(tmp_path / "raw")
+    prepare(own(tmp_path / "raw"), tmp_path / "prepared", crop="disc")
+    tree = tiny_config("cross_entropy", run={"epochs": 1}, optim={"batch_size": 4})
+    data = {"image_size": 32, "num_workers": 0, "validation_fraction": 0.0}
+    tree["data"] = data | {"prepared": str(tmp_path / "prepared")}
+    base = tmp_path / "on-prepared.yaml"
+    base.write_text(yaml.safe_dump(tree))
+    return lambda: write(base=str(base))
+
+
+def test_a_cell_on_prepared_images_is_finished_and_goes_on(write_prepared, capsys, fresh_processes):
+    path = write_prepared()
+    assert main(["run", str(path), "0"]) == 0
+    cell = first_cell(path)
+    kept = yaml.safe_load((cell.folder / "config.yaml").read_text())["data"]
+    assert (kept["source"], kept["crop"]) == ("csv", "disc")
+    assert state_of(cell).name == "finished"
+    assert main(["run", str(path), "0"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    # As a job that was put back into the queue does.
+    fresh_processes()
+    assert main(["run", str(path), "0", "run.epochs=2"]) == 0, capsys.readouterr().err
+    assert len(read_record(cell.folder)) == 2
+
+
+def test_prepared_images_that_are_not_there_are_one_line(write_prepared, capsys):
+    assert main(["count", str(write_prepared()), "data.prepared=nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: nowhere") and error.count("\n") == 1
 
 
 def test_the_launcher_gets_the_cells_settings_and_goes_on(write, launched):
@@ -299,6 +336,49 @@ def test_the_queue_is_read_where_there_is_one(monkeypatch):
 
     monkeypatch.setattr(module.subprocess, "run", missing)
     assert module.queued_jobs() is None
+
+
+@pytest.mark.parametrize(
+    ("queue", "state"),
+    [("8_0 RUNNING\n8_1 PENDING\n", "running"), ("9_0 RUNNING\n", "cut off"), ("\n", "cut off")],
+)
+def test_a_queue_that_is_handed_over_is_not_asked_for(write, capsys, monkeypatch, queue, state):
+    path = write()
+    cell = first_cell(path)
+    cell.note.parent.mkdir()
+    cell.note.write_text(json.dumps({"state": "running", "job": "8_0"}))
+    monkeypatch.setattr(module, "queued_jobs", pytest.fail)
+    monkeypatch.setattr("sys.stdin", io.StringIO(queue))
+    assert main(["status", "--queue-from-stdin", str(path), "optim.lr=0.5"]) == 0
+    table = capsys.readouterr().out
+    assert f"4 cells: 1 {state}, 3 not begun" in table and "the queue of SLURM" not in table
+    assert ("--array=0-3 " in table) == (state == "cut off")
+
+
+def test_what_is_no_queue_is_refused(write, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("8_0 RUNNING\nslurm is down\n"))
+    assert main(["status", "--queue-from-stdin", str(write())]) == 2
+    assert "squeue: found 'slurm is down', expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("noted", "job", "is_said"),
+    [("running", "8_0", True), ("stopped", "8_0", True), ("failed", "8_0", False),
+     ("stopped", None, False), (None, None, False)],
+)  # fmt: skip
+def test_a_queue_that_nobody_knows_is_said_where_it_matters(
+    write, launched, capsys, noted, job, is_said
+):
+    path = write()
+    if noted is not None:
+        note = first_cell(path).note
+        note.parent.mkdir()
+        note.write_text(json.dumps({"state": noted, "job": job}))
+    assert main(["status", str(path)]) == 0
+    table = capsys.readouterr().out
+    line = "\nthe queue of SLURM is not known here (squeue gives no answer): cells of its jobs that"
+    assert (line in table) == ("SLURM" in table) == is_said
+    assert noted is None or f"4 cells: 1 {noted}, 3 not begun" in table
 
 
 def test_what_a_cell_decides_cannot_be_set(write):

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from processes import ROOT
 
+from launcher.sweep import SQUEUE
+
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 # Two ranks one after the other; the highest exit code, as the real one.
 SRUN = """#!/usr/bin/env bash
@@ -172,6 +174,33 @@ def test_a_job_from_another_folder_is_refused(submit, tmp_path):
     (tmp_path / "slurm" / "ranks.sh").unlink()
     done = submit("train.sh", "configs/mine.yaml")
     assert done.returncode == 2 and "submit from there" in done.stderr
+
+
+ASKED = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > asked
+printf '8_0 RUNNING\\n8_1 PENDING\\n'
+exit $SQUEUE_CODE
+"""
+TOLD = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > told
+[[ $3 != --queue-from-stdin ]] || cat > queue
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_status_asks_the_queue_where_python_cannot(submit, tmp_path, code):
+    """As where Python runs in a container, which has no squeue."""
+    for name, text in {"squeue": ASKED, "python": TOLD}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = submit("status.sh", "a b.yaml", "run.epochs=2", SQUEUE_CODE=str(code))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "asked").read_text().splitlines() == SQUEUE[1:]
+    handed = ["--queue-from-stdin"] if code == 0 else []
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told == ["launcher/sweep.py", "status", *handed, "a b.yaml", "run.epochs=2"]
+    if code == 0:
+        assert (tmp_path / "queue").read_text() == "8_0 RUNNING\n8_1 PENDING\n"
 
 
 SYNCED = """#!/usr/bin/env bash
