@@ -83,11 +83,18 @@ def load_busi(config: DataConfig, seed: int) -> Source:
     else:
         folder = "Dataset_BUSI_with_GT"
         folder = folder if (root / folder).is_dir() else ""
+        found = list(_files_of_classes(root, folder))
         rows = [
             Row(path, path, name)
-            for name, path in _files_of_classes(root, folder)
+            for name, path in found
             if name in BUSI_CLASSES and _is_image(path) and "_mask" not in Path(path).name
         ]
+        if not rows:
+            folders = shorten(sorted({name for name, _ in found}) or ["none with files"])
+            raise DataError(
+                f"{root / folder}: no image in folders {', '.join(BUSI_CLASSES)}; found folders: "
+                f"{folders}"
+            )
     return assemble(rows, config, BUSI_CLASSES)
 
 

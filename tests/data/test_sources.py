@@ -232,6 +232,9 @@ def test_isic2019_names_wrong_lines_of_lists(tmp_path):
 
 @pytest.mark.parametrize("folder", ["", "Dataset_BUSI_with_GT"])
 def test_busi_as_published_leaves_masks_out(tmp_path, folder):
+    write_image(tmp_path / folder / "Benign" / "1.png")
+    with pytest.raises(DataError, match="folders normal, benign, malignant; found folders: Benign"):
+        load(tmp_path, "busi")
     for name in ("benign", "malignant", "normal"):
         for index in range(1, 11):
             stem = tmp_path / folder / name / f"{name} ({index})"
