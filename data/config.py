@@ -104,8 +104,8 @@ class DataConfig(BaseModel):
         "error",
         description="What becomes of missing and damaged images: error stops (missing ones at "
         "once, damaged ones when --check or training meets them); quarantine decodes every image "
-        "at the start, leaves the unreadable ones out and names them. Prepared images are without "
-        "such already: one that is damaged since then stops.",
+        "at each start, in each process, leaves the unreadable ones out and names them. Prepared "
+        "images are without such already: one that is damaged since then stops.",
     )
     sampler: Literal["shuffled", "class_balanced"] = Field(
         "shuffled",

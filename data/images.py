@@ -12,7 +12,6 @@ import math
 import os
 import struct
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -26,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from data.disc import Box, find_disc
 from data.errors import DataError
 from data.manifest import PackedStrings
+from data.threads import map_in_threads
 
 __all__ = [
     "ArrayImages",
@@ -150,7 +150,7 @@ def decode(path: Path, size: int, resize: Resize, crop: Crop = "none") -> NDArra
     """Reads an image file as (size, size, 3) uint8, RGB.
 
     JPEGs are decoded at a reduced scale where that is enough. Pixels are taken as stored, without
-    the rotation that an EXIF tag may ask for; transparency is dropped; 16-bit grey is scaled from
+    the rotation that an EXIF tag may ask for (but in TIFF, which Pillow turns); transparency is dropped; 16-bit grey is scaled from
     its full range, so data that use fewer bits look dark and should be converted beforehand.
 
     Args:
@@ -281,9 +281,8 @@ def find_unreadable(
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        messages = pool.map(attempt, range(len(reader)))
-        return {index: message for index, message in enumerate(messages) if message}
+    messages = enumerate(map_in_threads(attempt, range(len(reader)), num_threads))
+    return {index: message for index, message in messages if message}
 
 
 def is_nearly_black(pixels: NDArray[np.uint8], file: Path | BinaryIO) -> bool:

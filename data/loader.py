@@ -7,7 +7,6 @@ on the training side, so workers that live as long as the run can never go stale
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from multiprocessing.util import Finalize
 from typing import Any
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from data.degrade import degrade
 from data.errors import DataError
 from data.images import ArrayImages, ImageReader
+from data.threads import map_in_threads
 
 __all__ = ["DegradedImages", "ImageDataset", "SampleLoader", "hold_in_memory"]
 
@@ -71,11 +71,10 @@ def hold_in_memory(reader: ImageReader, num_threads: int, *, show_progress: bool
     def decode(index: int) -> None:
         images[index] = reader.read(index)
 
-    with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-        done = pool.map(decode, range(len(reader)))
-        hidden = None if show_progress else True
-        for _ in tqdm(done, total=len(reader), desc="decoding", unit="image", disable=hidden):
-            pass
+    done = map_in_threads(decode, range(len(reader)), num_threads)
+    hidden = None if show_progress else True
+    for _ in tqdm(done, total=len(reader), desc="decoding", unit="image", disable=hidden):
+        pass
     return ArrayImages(images)
 
 

@@ -136,7 +136,8 @@ def _run(
     data = load_noisy_data(config)
     num_steps(len(data.source.manifest.where(TRAIN)), config.optim.batch_size)
     if options.check:
-        check_images(data.source, config.data.num_workers)
+        if not data.source.decoded:
+            check_images(data.source, config.data.num_workers)
         method = build_method(config, data)
         if accelerator.is_main_process:
             tell(describe_plan(config, data, method, accelerator.num_processes))

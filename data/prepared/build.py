@@ -4,9 +4,8 @@ import csv
 import hashlib
 import io
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from data.prepared.layout import (
     RECORDS,
     REFUSED,
     SAMPLES,
+    check_sizes,
     read_manifest,
     replace_file,
     sha256_of,
@@ -40,6 +40,7 @@ from data.prepared.shards import Shards
 from data.sources import SOURCES
 from data.sources.source import Source
 from data.sources.splits import complete_splits
+from data.threads import map_in_threads
 
 __all__ = ["Preparation", "Prepared"]
 
@@ -122,17 +123,19 @@ class Preparation:
         """Whether the folder holds this very data set already.
 
         Raises:
-            DataError: If it holds another one.
+            DataError: If it holds another one, or is damaged: a file is missing or cut off.
         """
         if not (self.folder / MANIFEST).exists():
             return False
-        made = read_manifest(self.folder)["request"]
+        manifest = read_manifest(self.folder)
+        made = manifest["request"]
         changed = [f"{key} {made.get(key)}" for key in made if made[key] != self.request.get(key)]
         if changed:
             raise DataError(
                 f"{self.folder}: holds a data set prepared otherwise ({', '.join(changed)}); "
                 "name another folder"
             )
+        check_sizes(self.folder, manifest)
         return True
 
     def run(self, num_threads: int, advance: Callable[[int], None]) -> Prepared:
@@ -141,8 +144,9 @@ class Preparation:
         Args:
             num_threads: How many images are prepared at a time (what decodes, scales, encodes and
                 hashes them releases the interpreter lock). The files do not depend on it.
-            advance: Called with the number of images done, those of earlier runs first; what it
-                raises stops the run, which can be gone on with.
+            advance: Called with the number of images done, those of earlier runs first, and with 0
+                while duplicates are looked for; what it raises stops the run, which can be gone on
+                with.
 
         Raises:
             DataError: If the folder holds other things, or no image can be used.
@@ -151,7 +155,7 @@ class Preparation:
         with Journal(self.folder, self.request) as journal:
             advance(journal.num_entries)
             self._write_images(journal, num_threads, advance)
-            prepared = self._finish(journal, num_threads)
+            prepared = self._finish(journal, num_threads, advance)
         (self.folder / JOURNAL).unlink()
         return prepared
 
@@ -188,20 +192,11 @@ class Preparation:
             except DataError as error:
                 return {"refused": str(error)}
 
-        with ThreadPoolExecutor(num_threads) as pool:
-            waiting: deque[Future[dict[str, Any]]] = deque()
-            try:
-                for index in range(first, len(self.source.reader)):
-                    waiting.append(pool.submit(attempt, index))
-                    if len(waiting) >= 4 * num_threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        return map_in_threads(attempt, range(first, len(self.source.reader)), num_threads)
 
-    def _finish(self, journal: Journal, num_threads: int) -> Prepared:
+    def _finish(
+        self, journal: Journal, num_threads: int, advance: Callable[[int], None]
+    ) -> Prepared:
         """Writes everything but the images; the manifest last."""
         columns, reasons, black = _collect(journal, len(self.source.reader))
         kept = np.setdiff1d(np.arange(len(self.source.reader)), list(reasons))
@@ -212,7 +207,8 @@ class Preparation:
             columns[list(RECORD.names or ())][kept],
             columns[list(SAMPLE.names or ())][kept],
         )
-        duplicates = find_duplicates(*(samples[name] for name in HASHES))
+        files, pixels, looks = (samples[name] for name in HASHES)
+        duplicates = find_duplicates(files, pixels, looks, lambda: advance(0))
         with_splits = complete_splits(
             manifest, self.config.validation_fraction, self.config.test_fraction, self.seed
         )

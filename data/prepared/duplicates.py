@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,10 @@ class Duplicates:
 
 
 def find_duplicates(
-    files: NDArray[np.uint8], pixels: NDArray[np.uint8], looks: NDArray[np.uint8]
+    files: NDArray[np.uint8],
+    pixels: NDArray[np.uint8],
+    looks: NDArray[np.uint8],
+    advance: Callable[[], None] = lambda: None,
 ) -> Duplicates:
     """Groups images by their hashes.
 
@@ -75,11 +79,12 @@ def find_duplicates(
         files: (N, 32) uint8, hashes of the original files.
         pixels: (N, 16) uint8, hashes of the prepared pixels. Equal files have equal pixels.
         looks: (N, 32) uint8, see `data.prepared.looks.look_of`.
+        advance: Called time and again; what it raises stops the search.
     """
     file_codes, pixel_codes = (
         np.unique(hashes, axis=0, return_inverse=True)[1].ravel() for hashes in (files, pixels)
     )
-    groups = group_alike(looks)
+    groups = group_alike(looks, advance)
     sizes = np.bincount(groups)
     sample_ids = np.flatnonzero(sizes[groups] > 1)
     sample_ids = sample_ids[np.argsort(groups[sample_ids], kind="stable")]

@@ -30,7 +30,9 @@ __all__ = [
     "RECORDS",
     "REFUSED",
     "SAMPLES",
+    "check_sizes",
     "read_manifest",
+    "remedy",
     "replace_file",
     "sha256_of",
     "shard_name",
@@ -64,8 +66,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: is not of format {FORMAT}; prepare the data set again")
+        raise DataError(
+            f"{path}: is not of format {FORMAT}; prepare the data set anew, into another folder"
+        )
     return manifest
+
+
+def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
+    """Each file is there and as long as it was; a call a file, which are few.
+
+    Args:
+        folder: What launcher/prepare.py made.
+        manifest: What its ``manifest.json`` says.
+
+    Raises:
+        DataError: Naming the first file that is not.
+    """
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != facts["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise DataError(
+                f"{path}: {found}, expected {facts['bytes']} bytes, so the prepared data set is "
+                f"damaged; copy the file anew, or {remedy(folder)}"
+            )
+
+
+def remedy(folder: Path) -> str:
+    """What helps where files are not as they were made: a finished folder is not made again."""
+    return f"delete {folder} and prepare the data set again"
 
 
 def sha256_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.images import Resize, decode_reduced, fit
-from data.prepared.layout import RECORD, RECORDS, shard_name
+from data.prepared.layout import RECORD, RECORDS, remedy, shard_name
 
 __all__ = ["PreparedImages"]
 
@@ -43,7 +43,7 @@ class PreparedImages:
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
         if self._records.dtype != RECORD:
-            raise DataError(f"{path}: is no table of places; prepare the data set again")
+            raise DataError(f"{path}: is no table of places; {remedy(folder)}")
         self._shards: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class PreparedImages:
         if num_read != length or zlib.crc32(content.data) != crc32:
             raise DataError(
                 f"{where}: image {index}, {length} bytes at {offset}, is damaged (its checksum "
-                "differs); copy the file anew, or prepare the data set again"
+                f"differs); copy the file anew, or {remedy(self.folder)}"
             )
         return content
 

@@ -1,6 +1,7 @@
 """Data sets by name, each brought into one form: a manifest and a reader."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from data.config import DataConfig
 from data.sources.embedded import load_digits, load_synthetic
@@ -54,4 +55,4 @@ def load_source(config: DataConfig, seed: int) -> Source:
     )
     where = str(config.prepared or config.root or config.source)
     check_splits(manifest, where, needs_validation=config.validation_fraction > 0)
-    return Source(manifest, source.reader, source.quarantined)
+    return replace(source, manifest=manifest)

@@ -11,7 +11,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import DataError
 from data.manifest import Manifest, PackedStrings
-from data.prepared.layout import MANIFEST, SAMPLES, read_manifest
+from data.prepared.layout import MANIFEST, SAMPLES, check_sizes, read_manifest
 from data.prepared.reader import PreparedImages
 from data.sources.source import Source
 
@@ -36,7 +36,7 @@ def load_prepared(config: DataConfig, folder: Path) -> Source:
         DataError: If the folder is not whole, or does not hold what is asked for.
     """
     prepared = read_manifest(folder)
-    _check_files(folder, prepared)
+    check_sizes(folder, prepared)
     _check_asked(config, folder, prepared)
     try:
         with np.load(folder / SAMPLES) as samples:
@@ -77,19 +77,6 @@ def settle(config: DataConfig) -> DataConfig:
     settled["class_names"] = prepared["request"].get("class_names")
     tree = {**config.model_dump(mode="json"), **settled}
     return DataConfig.model_validate_json(json.dumps(tree), strict=True)
-
-
-def _check_files(folder: Path, prepared: dict[str, Any]) -> None:
-    """Each file is there and as long as it was; a call a file, which are few."""
-    for name, facts in prepared["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != facts["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise DataError(
-                f"{path}: {found}, expected {facts['bytes']} bytes; copy it anew, or prepare the "
-                "data set again"
-            )
 
 
 def _check_asked(config: DataConfig, folder: Path, prepared: dict[str, Any]) -> None:

@@ -29,11 +29,13 @@ class Source:
         manifest: What is known about each sample.
         reader: Its images, by sample_id.
         quarantined: Names of the images that were left out because they cannot be read.
+        decoded: Whether each image was decoded, and can be.
     """
 
     manifest: Manifest
     reader: ImageReader
     quarantined: tuple[str, ...] = ()
+    decoded: bool = False
 
 
 def check_images(source: Source, num_threads: int = 1) -> None:
@@ -42,8 +44,7 @@ def check_images(source: Source, num_threads: int = 1) -> None:
     Images of 16 bits that look dark because they use fewer are warned of.
 
     Args:
-        source: What `load_source` returned. With ``on_unreadable: quarantine`` it has been
-            checked already.
+        source: What `load_source` returned. Where it is ``decoded`` there is no need to.
         num_threads: How many images are decoded at a time.
 
     Raises:
@@ -92,7 +93,7 @@ def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
         return source
     unreadable = _read_each(reader, num_threads)
     if not unreadable:
-        return source
+        return replace(source, decoded=True)
     logger.warning("left out as unreadable: %s", shorten(list(unreadable.values())))
     kept = np.setdiff1d(np.arange(len(reader)), list(unreadable))
     manifest = source.manifest.select(kept)
@@ -101,4 +102,5 @@ def quarantine_unreadable(source: Source, num_threads: int = 1) -> Source:
         manifest=manifest,
         reader=FileImages(reader.root, manifest.names, reader.size, reader.resize, reader.crop),
         quarantined=source.quarantined + tuple(reader.names[index] for index in unreadable),
+        decoded=True,
     )

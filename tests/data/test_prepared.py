@@ -16,7 +16,7 @@ from data.images import decode
 from data.manifest import TEST, TRAIN, VALIDATION
 from data.prepared.build import Preparation
 from data.prepared.check import check_folder
-from data.prepared.layout import RECORDS, SAMPLES
+from data.prepared.layout import RECORDS, SAMPLES, remedy
 from data.prepared.reader import PreparedImages
 from data.sources import check_images, load_source, settle
 
@@ -153,6 +153,25 @@ def test_a_set_made_in_several_runs_equals_one_made_at_once(
     assert contents(target) == contents(folder)
 
 
+def test_a_run_that_is_stopped_while_it_looks_for_duplicates_is_gone_on_with(
+    root, folder, tmp_path
+):
+    target = tmp_path / "prepared"
+    done = 0
+
+    def advance(number):
+        nonlocal done
+        done += number
+        if done == 12 and number == 0:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        Preparation(own(root), 0, recipe(), target, 4000).run(1, advance)
+    assert not (target / "manifest.json").exists()
+    prepare(own(root), target, bytes_per_shard=4000)
+    assert contents(target) == contents(folder)
+
+
 def test_what_lies_behind_the_last_note_is_made_again(root, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("data.prepared.build.BATCH", 2)
     target = tmp_path / "prepared"
@@ -197,7 +216,7 @@ def test_a_damaged_shard_is_found_by_its_checksum(copy):
         reader.read(7)
     for index in (*range(7), *range(8, 12)):
         reader.read(index)
-    with pytest.raises(DataError, match="images cannot be read: .*prepare the data set again"):
+    with pytest.raises(DataError, match=f"images cannot be read: .*{remedy(copy)}"):
         check_images(load_source(prepared(copy, on_unreadable="quarantine"), 0))
     with pytest.raises(DataError) as caught:
         check_folder(copy, 2)
@@ -216,6 +235,26 @@ def test_files_that_are_missing_or_cut_off_are_named_before_anything_is_read(cop
         load_source(prepared(copy), 0)
     with pytest.raises(DataError, match=rf"missing files.*{shard.name}"):
         check_folder(copy, 1)
+
+
+@pytest.mark.parametrize("name", ["images-00001.tar", SAMPLES])
+def test_a_damaged_folder_is_not_taken_for_a_finished_one(root, copy, name):
+    preparation = Preparation(own(root), 0, recipe(), copy, 4000)
+    assert preparation.is_finished
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[:100])
+    message = (
+        f"{copy / name}: has 100 bytes, expected {len(whole)} bytes, so the prepared data set is "
+        f"damaged; copy the file anew, or delete {copy} and prepare the data set again"
+    )
+    for look in (lambda: preparation.is_finished, lambda: load_source(prepared(copy), 0)):
+        with pytest.raises(DataError) as caught:
+            look()
+        assert str(caught.value) == message
+    assert (copy / name).stat().st_size == 100  # nothing is mended unasked
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=f"{name}: is missing, .*{remedy(copy)}"):
+        _ = preparation.is_finished
 
 
 @pytest.mark.parametrize(

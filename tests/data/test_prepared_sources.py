@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw, ImageEnhance
 from data.config import DataConfig
 from data.disc import find_disc
 from data.fundus import draw_fundus
+from data.prepared import looks as looks_module
 from data.prepared.build import Preparation
 from data.prepared.convert import Recipe
 from data.prepared.layout import SAMPLES
-from data.prepared.looks import MAX_DIFFERENT, group_alike, look_of
+from data.prepared.looks import MAX_DIFFERENT, NUM_BANDS, group_alike, look_of
 from data.prepared.reader import PreparedImages
 from data.sources import load_source
 
@@ -203,10 +204,25 @@ def test_looks_group_copies_and_keep_drawn_eyes_apart():
     assert (copies == groups[:8, None]).mean() > 0.9
 
 
-def test_groups_are_those_of_comparing_everything_with_everything():
+def half_constant(rng, num_looks):
+    """Bits of looks of which the first half are hardly ever set, as in the corners of a fundus."""
+    return (rng.random((num_looks, 256)) < np.repeat([0.01, 0.5], 128)).astype(np.int64)
+
+
+def clustered(rng, seeds):
+    """Bits of 300 looks, each of which differs in a few from one of the seeds."""
+    chosen = seeds[rng.integers(0, len(seeds), 300)]
+    return chosen ^ (rng.random((300, 256)) < 0.02)
+
+
+@pytest.mark.parametrize("looks", ["random", "clustered", "half constant"])
+def test_groups_are_those_of_comparing_everything_with_everything(looks):
     rng = np.random.default_rng(0)
-    seeds = rng.integers(0, 2, (60, 256))
-    bits = seeds[rng.integers(0, 60, 300)] ^ (rng.random((300, 256)) < 0.02)
+    bits = {
+        "random": lambda: rng.integers(0, 2, (300, 256)),
+        "clustered": lambda: clustered(rng, rng.integers(0, 2, (60, 256))),
+        "half constant": lambda: clustered(rng, half_constant(rng, 60)),
+    }[looks]()
     distances = (bits[:, None] != bits[None]).sum(axis=2)
     near = distances <= MAX_DIFFERENT
     expected = np.arange(300)
@@ -214,7 +230,41 @@ def test_groups_are_those_of_comparing_everything_with_everything():
         expected = np.where(near, expected[None], 300).min(axis=1)
     groups = group_alike(np.packbits(bits, axis=1))
     assert np.array_equal(groups[:, None] == groups[None], expected[:, None] == expected[None])
-    assert 60 <= len(set(groups)) < 300
+    assert 60 <= len(set(groups)) < 300 or looks == "random"
+
+
+def test_bits_that_are_nearly_constant_do_not_make_every_look_compared(monkeypatch):
+    bits, num_compared = half_constant(np.random.default_rng(0), 1000), 0
+    real = looks_module._num_different
+
+    def counting(first, second):
+        nonlocal num_compared
+        num_compared += len(first)
+        return real(first, second)
+
+    monkeypatch.setattr(looks_module, "_num_different", counting)
+    group_alike(np.packbits(bits, axis=1))
+    num_by_neighbours = 0
+    for band in bits.reshape(1000, NUM_BANDS, -1).swapaxes(0, 1):
+        _, sizes = np.unique(band, axis=0, return_counts=True)
+        num_by_neighbours += int((sizes * (sizes - 1) // 2).sum())
+    num_pairs = 1000 * 999 // 2
+    assert num_by_neighbours > 5 * num_pairs
+    assert 0 < num_compared < 0.1 * num_pairs
+
+
+def test_the_search_can_be_stopped_at_each_band():
+    looks = np.packbits(np.random.default_rng(0).integers(0, 2, (50, 256)), axis=1)
+    num_calls = 0
+
+    def advance():
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == NUM_BANDS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        group_alike(looks, advance)
 
 
 def test_many_that_are_all_alike_are_one_group_beside_the_others():

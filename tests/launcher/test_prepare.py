@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from PIL import Image
 from processes import ROOT
 from run_folders import read_record, untimed
 
+from data.images import FileImages
+from data.prepared.reader import PreparedImages
 from launcher import prepare, run
 
 NUM_IMAGES = 400
@@ -130,6 +134,42 @@ def test_a_missing_root_is_one_line(tmp_path, capsys):
         f"error: data.root: {tmp_path / 'absent'} is no folder"
     )
     assert not (tmp_path / "made").exists()
+
+
+def test_a_damaged_folder_is_prepared_again_only_when_it_is_deleted(root, whole, tmp_path, capsys):
+    folder = tmp_path / "prepared"
+    shutil.copytree(whole, folder)
+    (folder / "images-00000.tar").write_bytes(bytes(5000))
+    assert prepare.main(command(root, folder)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {folder / 'images-00000.tar'}: has 5000 bytes, expected ")
+    assert error.endswith(f"or delete {folder} and prepare the data set again")
+    shutil.rmtree(folder)
+    assert prepare.main(command(root, folder)) == 0
+    assert contents(folder) == contents(whole)
+
+
+def test_a_check_decodes_each_image_once_and_prepared_ones_too(
+    root, whole, tmp_path, monkeypatch, capsys, fresh_processes
+):
+    decoded = Counter()
+    for reader in (FileImages, PreparedImages):
+
+        def read(self, index, real=reader.read):
+            decoded[type(self), index] += 1
+            return real(self, index)
+
+        monkeypatch.setattr(reader, "read", read)
+    drawn = {"noise": {"mis_h": 0.0, "mis_l": 0.0}, "data": {"synthetic": {}}}
+    config = write_config(tmp_path, "cross_entropy", run={"dir": str(tmp_path / "run")}, **drawn)
+    check = ["--config", str(config), "--check", "data.image_size=32"]
+    raw = ["data.source=folder", f"data.root={root}", "data.on_unreadable=quarantine"]
+    assert run.main([*check, *raw]) == 0
+    assert decoded == {(FileImages, index): 1 for index in range(NUM_IMAGES)}
+    fresh_processes()
+    decoded.clear()
+    assert run.main([*check, f"data.prepared={whole}", "data.on_unreadable=quarantine"]) == 0
+    assert decoded == {(PreparedImages, index): 1 for index in range(NUM_IMAGES - 1)}
 
 
 def test_a_configuration_is_prepared_and_a_run_needs_nothing_else(
