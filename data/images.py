@@ -150,8 +150,9 @@ def decode(path: Path, size: int, resize: Resize, crop: Crop = "none") -> NDArra
     """Reads an image file as (size, size, 3) uint8, RGB.
 
     JPEGs are decoded at a reduced scale where that is enough. Pixels are taken as stored, without
-    the rotation that an EXIF tag may ask for (but in TIFF, which Pillow turns); transparency is dropped; 16-bit grey is scaled from
-    its full range, so data that use fewer bits look dark and should be converted beforehand.
+    the rotation that an EXIF tag may ask for (but in TIFF, which Pillow turns); transparency is
+    dropped; 16-bit grey is scaled from its full range, so data that use fewer bits look dark and
+    should be converted beforehand.
 
     Args:
         path: The file.
