@@ -1,7 +1,8 @@
 """What a user runs, float32: any number of processes ends within 1e-5 of one.
 
 Plain SGD, since Adam divides by the size of gradients: where one is nearly zero, it makes steps of
-rounding errors. test_exactness.py shows in float64 that rounding is all that differs.
+rounding errors; and smooth rectifiers, since rounding switches some ReLU off and on.
+test_exactness.py shows in float64 that rounding is all that differs.
 """
 
 from pathlib import Path
