@@ -43,11 +43,13 @@ class NoisyData:
         labels: (N,) int64 given labels, noise and corrections included; those of the test set are
             untouched, those of samples left out are -1.
         groups: (N,) uint8 true group of each sample; None where the truth is unknown.
+        num_corrected: Number of samples to which corrections gave another label.
     """
 
     source: Source
     labels: NDArray[np.int64]
     groups: NDArray[np.uint8] | None
+    num_corrected: int = 0
 
 
 def load_noisy_data(config: Config) -> NoisyData:
@@ -68,7 +70,9 @@ def load_noisy_data(config: Config) -> NoisyData:
         injected = _inject(source, ids, config)
         labels[ids], groups[ids] = injected.noisy_labels, injected.groups
     # People decide on what they were shown, which is the labels with their noise.
-    manifest, labels = apply_corrections(config.data.correction_files, manifest, labels)
+    shown = labels
+    manifest, labels = apply_corrections(config.data.correction_files, manifest, shown)
+    num_corrected = int(((labels != shown) & (manifest.split != LEFT_OUT)).sum())
     # Where the truth is known it decides; elsewhere the labels as they were read stand for it.
     known = manifest.true_labels != UNKNOWN
     truth = np.where(known, manifest.true_labels, manifest.labels)
@@ -78,7 +82,7 @@ def load_noisy_data(config: Config) -> NoisyData:
     source = replace(source, manifest=manifest)
     # So that a run that goes on notices if other images are left out by then.
     labels[manifest.split == LEFT_OUT] = UNKNOWN
-    return NoisyData(source, labels, groups if is_known else None)
+    return NoisyData(source, labels, groups if is_known else None, num_corrected)
 
 
 def _inject(source: Source, ids: NDArray[np.int64], config: Config) -> InjectedNoise:

@@ -32,8 +32,9 @@ class ModelFacts(BaseModel):
         wrong_labels: Number of training labels known to be wrong; None where the truth is unknown.
         spoiled_images: Number of training images that were degraded on purpose; None likewise.
         quality: Sharpness and brightness of training images that were not degraded on purpose.
-        left_out: Number of images that corrections left out; None of an earlier version's run.
-        samples_sha256: What :func:`sample_digests` gave; None of an earlier version's run.
+        corrected: Number of labels that corrections changed; None of an earlier version's run.
+        left_out: Number of images that they left out; likewise.
+        samples_sha256: What :func:`sample_digests` gave; likewise.
         planned_epochs: What ``run.epochs`` was while the run took its steps, in order; likewise.
     """
 
@@ -44,6 +45,7 @@ class ModelFacts(BaseModel):
     wrong_labels: int | None
     spoiled_images: int | None
     quality: QualityReference
+    corrected: int | None = None
     left_out: int | None = None
     samples_sha256: dict[str, str] | None = None
     planned_epochs: tuple[int, ...] | None = None
@@ -86,6 +88,7 @@ def gather_facts(data: NoisyData, task: Task) -> dict[str, Any]:
         wrong_labels=None if groups is None else int((groups == MIS_H).sum()),
         spoiled_images=None if groups is None else int((groups == MIS_L).sum()),
         quality=QualityReference.of(_measure(task, usable[places.round().astype(np.int64)])),
+        corrected=data.num_corrected,
         left_out=len(manifest.where(LEFT_OUT)),
         samples_sha256=sample_digests(manifest),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.config import fingerprint
 from engine.metrics import CLASS_METRIC_TITLES
+from engine.reports.run_folder import changed_share
 from engine.reports.tables import Table
 from engine.strict_yaml import dump_yaml
 from launcher.onnx_file import INPUT, OUTPUT
@@ -124,6 +125,8 @@ def _data(trained: TrainedModel) -> list[str]:
             f"Labels{noisy} were corrected and unusable images left out as reviewers decided "
             f"({', '.join(corrections)}); the test set was not reviewed."
         )
+    if facts is not None and facts.corrected:
+        lines.append(f"Labels corrected: {facts.corrected}.")
     if facts is not None and facts.left_out:
         lines.append(f"Images left out as unusable: {facts.left_out}.")
     if facts is None:
@@ -146,8 +149,8 @@ def _noise(trained: TrainedModel) -> str:
     if isinstance(noise.matrix, Path):
         share = f"labels drawn from the rows of {noise.matrix.name}"
     elif noise.matrix is not None:
-        kept = sum(row[c] for c, row in enumerate(noise.matrix)) / len(noise.matrix)
-        share = f"share of changed labels {1 - kept:.3g} averaged over the classes"
+        mean = f"{changed_share(noise.matrix):.3g} averaged over the classes"
+        share = f"share of changed labels {mean}"
     return (
         f"Noise injected into training and validation labels: kind {noise.kind}, {share}, share of "
         f"degraded images {noise.mis_l:g}. The test set is untouched."

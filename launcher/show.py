@@ -41,6 +41,8 @@ def describe_plan(config: Config, data: NoisyData, method: Method, num_ranks: in
     ]
     if data.source.quarantined:
         lines.append(f"left out as unreadable: {len(data.source.quarantined)}")
+    if data.num_corrected:
+        lines.append(f"changed by data.corrections: {data.num_corrected}")
     if num_left_out := len(manifest.where(LEFT_OUT)):
         lines.append(f"left out by data.corrections: {num_left_out}")
     lines += _count_samples(data)

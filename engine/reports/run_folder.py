@@ -3,7 +3,7 @@
 import glob
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engine.record import Metrics, Record, write_text
 from engine.strict_yaml import parse_yaml
 
-__all__ = ["RunFacts", "RunFolder", "describe_noise", "find_runs", "read_run", "recorded_versions"]
+__all__ = [
+    "RunFacts", "RunFolder", "changed_share", "describe_noise", "find_runs", "read_run",
+    "recorded_versions",
+]  # fmt: skip
 
 CONFIG, RECORD, FACTS = "config.yaml", "metrics.jsonl", "run.json"
 
@@ -107,8 +110,7 @@ def describe_noise(noise: Mapping[str, Any]) -> str:
     parts = []
     matrix = noise.get("matrix")
     if isinstance(matrix, list):
-        kept = sum(row[label] for label, row in enumerate(matrix)) / len(matrix)
-        parts.append(f"matrix {_percent(1 - kept)}")
+        parts.append(f"matrix {_percent(changed_share(matrix))}")
     elif matrix is not None:
         parts.append(f"matrix {Path(matrix).name}")
     elif noise.get("mis_h"):
@@ -116,6 +118,11 @@ def describe_noise(noise: Mapping[str, Any]) -> str:
     if noise.get("mis_l"):
         parts.append(f"spoiled images {_percent(noise['mis_l'])}")
     return " + ".join(parts) or "none injected"
+
+
+def changed_share(matrix: Sequence[Sequence[float]]) -> float:
+    """Share of labels that a transition matrix (C, C) changes, averaged over the classes."""
+    return 1 - sum(row[label] for label, row in enumerate(matrix)) / len(matrix)
 
 
 def _percent(share: float) -> str:

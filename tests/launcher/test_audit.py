@@ -147,7 +147,8 @@ def test_corrections_change_exactly_those_labels_among_injected_noise(tmp_path):
     from launcher.assemble import build_method
 
     plan = describe_plan(config, after, build_method(config, after), 1)
-    assert "left out by data.corrections: 1" in plan
+    assert "changed by data.corrections: 2" in plan and "left out by data.corrections: 1" in plan
+    assert before.num_corrected == 0
 
 
 @pytest.mark.parametrize("second", [("keep", None), ("unusable", None)])

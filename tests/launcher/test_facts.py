@@ -68,10 +68,16 @@ def test_images_that_corrections_left_out_are_counted():
     assert gather_facts(fewer, task)["left_out"] == 3
 
 
+def test_labels_that_corrections_changed_are_counted():
+    config = make_config("cross_entropy")
+    data = dataclasses.replace(noisy_data(config), num_corrected=4)
+    assert gather_facts(data, build_task(config, data, pin_memory=False))["corrected"] == 4
+
+
 def test_what_is_unknown_is_not_counted():
     config = make_config("cross_entropy")
     data = noisy_data(config)
     task = build_task(config, data, pin_memory=False)
-    unknown = type(data)(data.source, data.labels, None)
+    unknown = dataclasses.replace(data, groups=None)
     assert gather_facts(unknown, task)["wrong_labels"] is None
     assert gather_facts(unknown, task)["spoiled_images"] is None

@@ -30,7 +30,7 @@ def card(trained):
 
 
 def test_labels_that_nobody_touched_are_as_given(card):
-    said = card(NONE, left_out=0)
+    said = card(NONE, corrected=0, left_out=0)
     assert f"- No noise was injected; {UNTOUCHED}.\n" in said
     assert "correct" not in said and "left out" not in said
     assert "on the labels as given.\n" in said
@@ -67,19 +67,21 @@ def test_images_that_were_degraded_alone_leave_the_labels(card):
     ],
 )
 def test_corrections_are_named(card, noise, corrected, validated):
-    said = card(noise, (Path("/mine/first.csv"), Path("second.csv")), left_out=2)
+    said = card(noise, (Path("/mine/first.csv"), Path("second.csv")), corrected=3, left_out=2)
     assert UNTOUCHED not in said and ("- No noise was injected.\n" in said) == (noise is NONE)
     assert (
         f"- {corrected} and unusable images left out as reviewers decided (first.csv, second.csv); "
-        "the test set was not reviewed.\n- Images left out as unusable: 2.\n"
+        "the test set was not reviewed.\n- Labels corrected: 3.\n"
+        "- Images left out as unusable: 2.\n"
     ) in said
     assert f"(those of the validation set {validated}" in said
     assert "/mine" not in said
 
 
 def test_numbers_that_an_earlier_version_did_not_keep_are_not_said(card):
-    said = card(NONE, Path("first.csv"), left_out=None)
-    assert "(first.csv)" in said and "Images left out" not in said
+    said = card(NONE, Path("first.csv"), corrected=None, left_out=None)
+    assert "(first.csv)" in said
+    assert "Images left out" not in said and "Labels corrected" not in said
 
 
 def test_what_stands_for_the_truth_is_said_of_noise(card):
