@@ -83,6 +83,18 @@ def test_elr_is_cross_entropy_and_the_regulariser():
     assert [(t.count.item(), t.weight) for t in terms.values()] == [(8, 1), (8, 2)]
 
 
+@pytest.mark.parametrize("name", ["elr", "elr_plus"])
+@pytest.mark.parametrize(
+    ("ramp_up_epochs", "epoch", "share"),
+    [(0, 0, 1), (4, 0, math.exp(-5)), (4, 2, math.exp(-1.25)), (4, 4, 1), (4, 9, 1)],
+)
+def test_the_weight_of_the_regulariser_rises(name, ramp_up_epochs, epoch, share):
+    method = build_method(name, lambda_elr=2.0, ramp_up_epochs=ramp_up_epochs)
+    terms = method(make_batch(method, build_ledger(method), epoch))
+    weights = [t.weight for key, t in terms.items() if "early_learning" in key]
+    assert weights == [pytest.approx(2 * share)] * len(weights) and weights
+
+
 def test_no_gradient_flows_through_elrs_target():
     method, ledger = make_elr()
     batch = make_batch(method, ledger, 1)
