@@ -49,7 +49,7 @@ class NoisyData:
     source: Source
     labels: NDArray[np.int64]
     groups: NDArray[np.uint8] | None
-    num_corrected: int = 0
+    num_corrected: int
 
 
 def load_noisy_data(config: Config) -> NoisyData:

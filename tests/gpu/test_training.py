@@ -28,7 +28,7 @@ SGD = {"name": "sgd", "lr": 0.002, "batch_size": 16}
 
 
 @pytest.fixture(autouse=True)
-def _full_precision(monkeypatch):
+def _little_rounding(monkeypatch):
     """No TF32, and smooth rectifiers: rounding in float32 switches a ReLU near zero."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(F, "relu", F.silu)
